@@ -1,0 +1,158 @@
+// How the faces are cut into cells of work: one output place (forward, grad_weight) or one input pixel (grad_input).
+//
+// Along an axis, the taps that join a cell to its partners (inputs of an output, outputs of an input) form an
+// arithmetic progression; so the sum of one result element is a nest of a few loops with constant strides, whose order
+// is the canonical order. This file finds those progressions and walks the cells; the kernels do the arithmetic.
+#pragma once
+
+#include "../kernels.hpp"
+#include "../reference.hpp"
+#include "../threads.hpp"
+
+namespace unshared {
+namespace {
+
+using std::int64_t;
+
+UNSHARED_INLINE int64_t lesser(int64_t p, int64_t q) { return p < q ? p : q; }
+UNSHARED_INLINE int64_t greater(int64_t p, int64_t q) { return p < q ? q : p; }
+UNSHARED_INLINE int64_t ceil_div(int64_t p, int64_t q) { return (p + q - 1) / q; }
+UNSHARED_INLINE int64_t greatest_divisor(int64_t p, int64_t q) {
+  while (q != 0) {
+    const int64_t r = p % q;
+    p = q;
+    q = r;
+  }
+  return p;
+}
+
+// The pairs (tap, partner) of one cell along one axis: `count` of them from the first, in chain order.
+struct Reach {
+  int64_t count = 0, tap = 0, partner = 0;
+};
+
+// Nested loops, outermost first; each moves two operands by a constant stride.
+struct Nest {
+  struct Loop {
+    int64_t count, first, second;
+    bool operator==(const Loop&) const = default;
+  };
+  int depth = 0;
+  Loop loop[max_axes + 1];
+
+  UNSHARED_INLINE void add(int64_t count, int64_t first, int64_t second) { loop[depth++] = {count, first, second}; }
+  UNSHARED_INLINE int64_t total() const {
+    int64_t n = 1;
+    for (int d = 0; d < depth; ++d) n *= loop[d].count;
+    return n;
+  }
+  UNSHARED_INLINE bool same(const Nest& other) const {
+    if (depth != other.depth) return false;
+    for (int d = 0; d < depth; ++d)
+      if (loop[d].count != other.loop[d].count || loop[d].first != other.loop[d].first ||
+          loop[d].second != other.loop[d].second)
+        return false;
+    return true;
+  }
+};
+
+// A cell and its reach along every axis. Cells are walked in row-major order; only what changed is found anew.
+class Cell {
+ public:
+  UNSHARED_INLINE Cell(const Problem& problem, Face face, int64_t flat)
+      : problem_(problem), by_input_(face == Face::grad_input) {
+    reference::unravel(problem, flat, index, by_input_ ? &Axis::input : &Axis::output);
+    for (int s = 0; s < problem.axis_count; ++s) {
+      const Axis& axis = problem.axes[s];
+      const int64_t rate = by_input_ ? axis.stride : axis.input_dilation;
+      const int64_t common = greatest_divisor(rate, axis.dilation);
+      tap_step[s] = (by_input_ ? -rate : rate) / common;
+      partner_step[s] = axis.dilation / common;
+      find(s);
+    }
+  }
+
+  UNSHARED_INLINE void advance() {
+    for (int s = problem_.axis_count - 1; s >= 0; --s) {
+      const bool carried = ++index.at[s] == (by_input_ ? problem_.axes[s].input : problem_.axes[s].output);
+      if (carried) index.at[s] = 0;
+      find(s);
+      if (!carried) break;
+    }
+  }
+
+  static UNSHARED_INLINE int64_t count(const Problem& problem, Face face) {
+    int64_t cells = 1;
+    for (int s = 0; s < problem.axis_count; ++s)
+      cells *= face == Face::grad_input ? problem.axes[s].input : problem.axes[s].output;
+    return cells;
+  }
+
+  reference::Index index;
+  Reach reach[max_axes];
+  int64_t tap_step[max_axes], partner_step[max_axes];
+
+ private:
+  UNSHARED_INLINE int64_t partner(const Axis& axis, int s, int64_t k) const {
+    return by_input_ ? axis.reached(index.at[s], k) : axis.source(index.at[s], k);
+  }
+
+  UNSHARED_INLINE void find(int s) {
+    const Axis& axis = problem_.axes[s];
+    const int64_t from = by_input_ ? axis.kernel - 1 : 0, step = by_input_ ? -1 : 1;
+    int64_t k = from;
+    Reach found;
+    for (; k >= 0 && k < axis.kernel; k += step) {
+      found.partner = partner(axis, s, k);
+      if (found.partner >= 0) break;
+    }
+    found.tap = k;
+    for (; k >= 0 && k < axis.kernel && partner(axis, s, k) >= 0; k += tap_step[s]) ++found.count;
+    if (found.count == 0) found = Reach{};
+    reach[s] = found;
+  }
+
+  const Problem& problem_;
+  const bool by_input_;
+};
+
+// Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many threads as the work
+// (in multiplications) is worth. Worker is made once per run of cells, on the worker's own stack.
+template <class Worker>
+struct Walk {
+  const Problem& problem;
+  const Call& call;
+  int64_t parts;
+
+  static void body(const void* context, int64_t begin, int64_t end) noexcept {
+    const Walk& walk = *static_cast<const Walk*>(context);
+    Worker worker(walk.problem, walk.call, walk.parts);
+    int64_t flat = begin / walk.parts, part = begin % walk.parts;
+    Cell cell(walk.problem, walk.call.face, flat);
+    for (int64_t item = begin; item < end; ++item) {
+      worker.compute(cell, part);
+      if (++part == walk.parts) {
+        part = 0;
+        cell.advance();
+      }
+    }
+  }
+
+  UNSHARED_INLINE void run() const {
+    constexpr double worth_a_thread = 5e4, worth_a_run = 2e5;  // multiplications: some microseconds each
+    const int64_t items = Cell::count(problem, call.face) * parts;
+    double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
+                  static_cast<double>(problem.out_channels);
+    for (int s = 0; s < problem.axis_count; ++s)
+      work *= static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
+    const double allowed = work / worth_a_thread;
+    int threads = call.threads > 0 ? call.threads : default_threads();
+    if (threads > allowed) threads = allowed < 1 ? 1 : static_cast<int>(allowed);
+    const double run = worth_a_run / (work / static_cast<double>(items) + 1);
+    const int64_t fair = ceil_div(items, int64_t{8} * threads);
+    parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads, body, this);
+  }
+};
+
+}  // namespace
+}  // namespace unshared

@@ -1,0 +1,105 @@
+// The kernels of one instruction set as one table. This file is compiled once per level (CMakeLists.txt), everything
+// in it has internal linkage but the table, and no shared inline function is left behind (tests/check_objects.py).
+#include <utility>
+
+#include "forward.hpp"
+#include "grad_input.hpp"
+#include "grad_weight.hpp"
+
+#define UNSHARED_JOIN(a, b) a##b
+#define UNSHARED_TABLE_OF(level) UNSHARED_JOIN(kernel_table_, level)
+#define UNSHARED_TEXT_OF(level) #level
+#define UNSHARED_TEXT(level) UNSHARED_TEXT_OF(level)
+
+namespace unshared {
+namespace {
+
+// ---- the strided reference ----
+
+template <class T, Face face>
+struct Reference {
+  const Problem& problem;
+  reference::Operands<T> operands;
+
+  static void body(const void* context, int64_t begin, int64_t end) noexcept {
+    const Reference& r = *static_cast<const Reference*>(context);
+    for (int64_t e = begin; e < end; ++e) {
+      if constexpr (face == Face::forward) reference::forward(r.problem, r.operands, e);
+      if constexpr (face == Face::grad_input) reference::grad_input(r.problem, r.operands, e);
+      if constexpr (face == Face::grad_weight) reference::grad_weight(r.problem, r.operands, e);
+    }
+  }
+
+  static void run(const Problem& p, const Call& call) noexcept {
+    const Reference r{p,
+                      {static_cast<const T*>(call.first), static_cast<const T*>(call.second),
+                       static_cast<T*>(call.result), call.accumulate, call.conjugate_first, call.conjugate_second}};
+    int64_t elements = 1;  // of the result
+    for (int s = 0; s < p.axis_count; ++s) {
+      const Axis& axis = p.axes[s];
+      elements *= face == Face::grad_input ? axis.input : axis.output;
+      if (face == Face::grad_weight) elements *= axis.kernel;
+    }
+    elements *= face == Face::forward      ? p.batch * p.out_channels
+                : face == Face::grad_input ? p.batch * p.in_channels
+                                           : p.in_channels * p.out_channels;
+    parallel(elements, 256, call.threads, body, &r);
+  }
+};
+
+constexpr const char* accepts(const Problem&) noexcept { return nullptr; }
+
+// ---- the tiles ----
+
+#if defined(UNSHARED_LANES)
+
+constexpr auto tiles_decline = accepts;
+
+template <class T, Face face>
+void run_tiles(const Problem& p, const Call& call) noexcept {
+  // Few cells (say, one place): share out their columns too.
+  const int64_t cells = Cell::count(p, face);
+  const int64_t columns = face == Face::grad_input                                     ? p.in_channels
+                          : face == Face::grad_weight && lanes_over_input<T>(p) ? p.in_channels
+                                                                                : p.out_channels;
+  const int64_t parts = greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::wide)), 1);
+  if constexpr (face == Face::forward) Walk<ForwardTiles<T>>{p, call, parts}.run();
+  if constexpr (face == Face::grad_input) Walk<GradInputTiles<T>>{p, call, parts}.run();
+  if constexpr (face == Face::grad_weight) Walk<GradWeightTiles<T>>{p, call, parts}.run();
+}
+
+#else
+
+constexpr const char* tiles_decline(const Problem&) noexcept {
+  return "this level has no fused multiply-add instruction, and a tile must not call a library for each";
+}
+template <class T, Face face>
+void run_tiles(const Problem&, const Call&) noexcept {}
+
+#endif
+
+template <class T, Face face>
+constexpr void fill(Kernel (&list)[kernels_per_list]) {
+  list[0] = {"tiles", tiles_decline, run_tiles<T, face>};
+  list[1] = {"reference", accepts, Reference<T, face>::run};
+}
+
+constexpr KernelTable make_table() {
+  KernelTable table{UNSHARED_TEXT(UNSHARED_ISA), {}};
+  for (int d = 0; d < dtype_count; ++d)
+    visit(static_cast<DType>(d), [&](auto type) {
+      using T = typename decltype(type)::type;
+      fill<T, Face::forward>(table.list[d][0]);
+      fill<T, Face::grad_input>(table.list[d][1]);
+      fill<T, Face::grad_weight>(table.list[d][2]);
+    });
+  return table;
+}
+
+constexpr KernelTable table = make_table();
+
+}  // namespace
+
+const KernelTable& UNSHARED_TABLE_OF(UNSHARED_ISA)() noexcept { return table; }
+
+}  // namespace unshared

@@ -1,0 +1,165 @@
+// From a call to its kernel, resolved once and in this order: place, instruction set (once per process, capped by
+// UNSHARED_ISA), dtype and face. The rest of what run() does is the check of pointers, which a Problem cannot know.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "kernels.hpp"
+#include "scalar.hpp"
+#include "threads.hpp"
+
+#if !defined(UNSHARED_VERSION)
+#define UNSHARED_VERSION "0.0.0"
+#endif
+
+namespace unshared {
+namespace {
+
+struct Level {
+  const char* name;
+  const KernelTable& (*table)() noexcept;
+  bool (*usable)();
+};
+
+// Ascending: the last usable one is taken.
+constexpr Level levels[] = {
+#if defined(__x86_64__)
+    {"v2", kernel_table_v2, [] { return __builtin_cpu_supports("x86-64-v2") != 0; }},
+    {"v3", kernel_table_v3, [] { return __builtin_cpu_supports("x86-64-v3") != 0; }},
+    {"v4", kernel_table_v4, [] { return __builtin_cpu_supports("x86-64-v4") != 0; }},
+#elif defined(__aarch64__)
+    {"neon", kernel_table_neon, [] { return true; }},
+#else
+    {"baseline", kernel_table_baseline, [] { return true; }},
+#endif
+};
+
+// nullptr if this machine lacks even the lowest level. An unknown UNSHARED_ISA caps nothing.
+const Level* choose_level() {
+  const char* cap = std::getenv("UNSHARED_ISA");
+  const Level* chosen = nullptr;
+  for (const Level& level : levels) {
+    if (!level.usable()) break;
+    chosen = &level;
+    if (cap != nullptr && std::strcmp(cap, level.name) == 0) break;
+  }
+  return chosen;
+}
+
+const Level* level_in_use() {
+  static const Level* const level = choose_level();
+  return level;
+}
+
+const KernelTable& table_for(Face face, Place place) {
+  if (place == Place::cuda) {
+    if (const KernelTable* table = cuda_table()) return *table;
+    throw Error(Error::Kind::unsupported, name_of(face), argument_of(face, face == Face::grad_input ? Seat::y : Seat::x),
+                "arrays in CPU memory: " + std::string(cuda_state().sentence), "a CUDA array");
+  }
+  const Level* level = level_in_use();
+  if (level == nullptr)
+    throw Error(Error::Kind::unsupported, name_of(face), "processor",
+                "the instruction set of level " + std::string(levels[0].name), "a processor without it");
+  return level->table();
+}
+
+// The first kernel of the list that accepts.
+template <class Declined>
+const Kernel& choose(const KernelTable& table, const Problem& problem, Face face, DType dtype, Declined declined) {
+  const Kernel* kernel = table.list[static_cast<int>(dtype)][static_cast<int>(face)];
+  while (const char* reason = kernel->declines(problem)) {
+    declined(kernel->name, reason);
+    ++kernel;
+  }
+  return *kernel;
+}
+
+// The bytes [low, high) that an array with these strides touches.
+struct Bytes {
+  std::uintptr_t low, high;
+};
+
+Bytes bytes_of(const void* data, const Layout& layout, std::int64_t size) {
+  std::int64_t low = 0, high = 0;
+  for (int d = 0; d < layout.rank; ++d) {
+    const std::int64_t reach = (layout.shape[d] - 1) * layout.stride[d];
+    (reach < 0 ? low : high) += reach;
+  }
+  const auto base = reinterpret_cast<std::uintptr_t>(data);
+  return {base + static_cast<std::uintptr_t>(low * size), base + static_cast<std::uintptr_t>((high + 1) * size)};
+}
+
+struct Tensor {
+  Seat seat;
+  const void* data;
+};
+
+void check_pointers(const Problem& problem, const Call& call) {
+  const Face face = call.face;
+  const Tensor result{result_of(face), call.result};
+  const Tensor operands[] = {{face == Face::grad_input ? Seat::y : Seat::x, call.first},
+                             {face == Face::grad_weight ? Seat::y : Seat::w, call.second}};
+  const std::int64_t size = size_of(call.dtype);
+  const auto alignment = static_cast<std::uintptr_t>(size / parts_of(call.dtype));
+  const Layout result_layout = problem.layout(result.seat);
+  const bool writes = result_layout.elements() != 0;
+  const Bytes written = writes ? bytes_of(result.data, result_layout, size) : Bytes{0, 0};
+  const auto fail = [&](Seat seat, const char* expected, const char* found) {
+    throw Error(Error::Kind::value, name_of(face), argument_of(face, seat), expected, found);
+  };
+
+  for (const Tensor& t : {operands[0], operands[1], result}) {
+    const Layout layout = problem.layout(t.seat);
+    if (layout.elements() == 0) continue;
+    if (t.data == nullptr) fail(t.seat, "memory behind an array that has elements", "a null pointer");
+    if (reinterpret_cast<std::uintptr_t>(t.data) % alignment != 0)
+      fail(t.seat, "data aligned to its element type", "a misaligned pointer");
+    if (t.seat == result.seat || !writes) continue;
+    const Bytes read = bytes_of(t.data, layout, size);
+    if (read.low < written.high && written.low < read.high)
+      fail(result.seat, (std::string("memory apart from '") + argument_of(face, t.seat) + "'").c_str(),
+           "an overlap of the two");
+  }
+}
+
+}  // namespace
+
+void run(const Problem& problem, const Call& call) {
+  if (call.threads < 0)
+    throw Error(Error::Kind::value, name_of(call.face), "num_threads", "a whole number of 1 or more",
+                std::to_string(call.threads));
+  check_pointers(problem, call);
+  const KernelTable& table = table_for(call.face, call.place);
+  if (problem.layout(result_of(call.face)).elements() == 0) return;
+  choose(table, problem, call.face, call.dtype, [](auto...) {}).run(problem, call);
+}
+
+Explanation explain(const Problem& problem, Face face, DType dtype, Place place) {
+  const KernelTable& table = table_for(face, place);
+  Explanation explanation;
+  explanation.level = table.level;
+  explanation.kernel = choose(table, problem, face, dtype, [&](const char* name, const char* reason) {
+                         explanation.declined.emplace_back(name, reason);
+                       }).name;
+  return explanation;
+}
+
+BuildInfo build_info() {
+  BuildInfo info;
+  info.version = UNSHARED_VERSION;
+  for (const Level& level : levels) {
+    info.levels_built.emplace_back(level.name);
+    if (level.usable()) info.levels_usable.emplace_back(level.name);
+  }
+  if (const Level* level = level_in_use()) info.level = level->name;
+  info.openmp = built_with_openmp();
+  info.cuda_built = cuda_state().built;
+  info.cuda_available = cuda_state().available;
+  info.threads = default_threads();
+  return info;
+}
+
+}  // namespace unshared

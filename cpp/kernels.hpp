@@ -1,0 +1,37 @@
+// What a backend hands to dispatch.cpp: for every dtype and face an ordered list of kernels. A kernel inspects the
+// Problem and accepts, or declines with a reason; the strided reference ends every list and never declines.
+#pragma once
+
+#include "unshared.hpp"
+
+namespace unshared {
+
+struct Kernel {
+  const char* name;
+  const char* (*declines)(const Problem&) noexcept;  // nullptr: it accepts; otherwise why not
+  void (*run)(const Problem&, const Call&) noexcept;
+};
+
+inline constexpr int kernels_per_list = 4;
+
+struct KernelTable {
+  const char* level;  // the instruction set these kernels were compiled for
+  Kernel list[dtype_count][face_count][kernels_per_list];  // ends at the first kernel without a name
+};
+
+// One per instruction set the build made (CMakeLists.txt), and one per device.
+#define UNSHARED_DECLARE_LEVEL(level) const KernelTable& kernel_table_##level() noexcept
+UNSHARED_DECLARE_LEVEL(v2);
+UNSHARED_DECLARE_LEVEL(v3);
+UNSHARED_DECLARE_LEVEL(v4);
+UNSHARED_DECLARE_LEVEL(neon);
+UNSHARED_DECLARE_LEVEL(baseline);
+
+struct CudaState {
+  bool built, available;
+  const char* sentence;  // why not, if not
+};
+CudaState cuda_state() noexcept;
+const KernelTable* cuda_table() noexcept;  // nullptr where CUDA was not built
+
+}  // namespace unshared

@@ -1,0 +1,107 @@
+#include "threads.hpp"
+
+#include <atomic>
+#include <cfenv>
+#include <cstdio>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace unshared {
+namespace {
+
+// Round to nearest, subnormals kept, exceptions masked - for as long as this object lives.
+class DefaultFloats {
+ public:
+#if defined(__x86_64__)
+  DefaultFloats() noexcept : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloats() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#else
+  DefaultFloats() noexcept {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloats() { std::fesetenv(&saved_); }
+
+ private:
+  std::fenv_t saved_;
+#endif
+};
+
+// True in a process forked after this library was loaded. The handler is armed at load, not at the first call:
+// another user of the same OpenMP runtime may have started its threads before us.
+std::atomic<bool> forked_child{false};
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int armed =
+    pthread_atfork(nullptr, nullptr, [] { forked_child.store(true, std::memory_order_relaxed); });
+#endif
+
+// The CPU quota of this process's container in whole cores, or `most` where there is none.
+int quota(int most) noexcept {
+  int cores = most;
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    double limit = 0, period = 0;
+    if (std::fscanf(file, "%lf %lf", &limit, &period) == 2 && limit > 0 && period > 0) {
+      const double whole = limit / period;
+      cores = whole < 1 ? 1 : whole < most ? static_cast<int>(whole) : most;
+    }
+    std::fclose(file);
+  }
+  return cores;
+}
+
+}  // namespace
+
+bool built_with_openmp() noexcept {
+#if defined(_OPENMP)
+  return true;
+#else
+  return false;
+#endif
+}
+
+int default_threads() noexcept {
+#if defined(_OPENMP)
+  static const int within_quota = quota(omp_get_num_procs());
+  const int allowed = omp_get_max_threads();
+  return allowed < within_quota ? allowed : within_quota;
+#else
+  return 1;
+#endif
+}
+
+void parallel(std::int64_t items, std::int64_t run, int threads, Body body, const void* context) noexcept {
+  if (items <= 0) return;
+  if (run < 1) run = 1;
+#if defined(_OPENMP)
+  const std::int64_t runs = (items + run - 1) / run;
+  if (threads <= 0) threads = default_threads();
+  if (threads > runs) threads = static_cast<int>(runs);
+  if (threads > 1 && !forked_child.load(std::memory_order_relaxed) && omp_in_parallel() == 0) {
+#pragma omp parallel num_threads(threads)
+    {
+      const DefaultFloats floats;
+#pragma omp for schedule(dynamic, 1) nowait
+      for (std::int64_t r = 0; r < runs; ++r)
+        body(context, r * run, items < (r + 1) * run ? items : (r + 1) * run);
+    }
+    return;
+  }
+#else
+  (void)threads;
+#endif
+  const DefaultFloats floats;
+  body(context, 0, items);
+}
+
+}  // namespace unshared

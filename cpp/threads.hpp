@@ -1,0 +1,21 @@
+// Threads behind one small interface with two implementations, OpenMP and serial, that give the same bits.
+//
+// The serial one runs in a forked child (libgomp would hang there), inside somebody else's parallel region, and where
+// OpenMP was not built in. Every worker computes in the default floating-point environment and restores its own.
+#pragma once
+
+#include <cstdint>
+
+namespace unshared {
+
+// A worker takes the items [begin, end). It must not throw, allocate or call back.
+using Body = void (*)(const void* context, std::int64_t begin, std::int64_t end) noexcept;
+
+// Hands out `items` in runs of `run` items to at most `threads` workers (0: default_threads()), whoever is free first.
+void parallel(std::int64_t items, std::int64_t run, int threads, Body body, const void* context) noexcept;
+
+// How many workers a call may use: OMP_NUM_THREADS, the affinity mask and the container's quota, whichever is least.
+int default_threads() noexcept;
+bool built_with_openmp() noexcept;
+
+}  // namespace unshared

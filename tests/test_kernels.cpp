@@ -1,0 +1,188 @@
+// Every kernel of every level equals the reference bit for bit on random real data: all cases of cases.txt, all dtypes,
+// faces, thread counts, accumulation and conjugation. No tolerance. Nothing outside the result is written.
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cases.hpp"
+#include "kernels.hpp"
+#include "scalar.hpp"
+
+using namespace unshared;
+
+namespace {
+
+struct Level {
+  const char* name;
+  const KernelTable& table;
+};
+
+// The levels this machine can run; the first one's reference is the definition all are compared with.
+std::vector<Level> levels() {
+#if defined(__x86_64__)
+  std::vector<Level> all{{"v2", kernel_table_v2()}};
+  if (__builtin_cpu_supports("x86-64-v3")) all.push_back({"v3", kernel_table_v3()});
+  if (__builtin_cpu_supports("x86-64-v4")) all.push_back({"v4", kernel_table_v4()});
+  return all;
+#elif defined(__aarch64__)
+  return {{"neon", kernel_table_neon()}};
+#else
+  return {{"baseline", kernel_table_baseline()}};
+#endif
+}
+
+constexpr std::int64_t margin = 64;  // elements on either side that must stay as they are
+
+// An array with room for the layout's elements and margins; data() points at the element of index zero.
+template <class T>
+class Array {
+ public:
+  explicit Array(const Layout& layout) {
+    std::int64_t low = 0, high = 0;
+    for (int d = 0; d < layout.rank; ++d) {
+      const std::int64_t reach = (layout.shape[d] - 1) * layout.stride[d];
+      if (layout.shape[d] > 0) (reach < 0 ? low : high) += reach;
+    }
+    zero_ = margin - low;
+    cells_.resize(static_cast<std::size_t>(high - low + 1 + 2 * margin));
+  }
+  T* data() { return cells_.data() + zero_; }
+  std::vector<T>& cells() { return cells_; }
+
+  void fill(std::mt19937_64& random) {
+    std::normal_distribution<double> normal;
+    using Real = typename Scalar<T>::Real;
+    for (T& cell : cells_) {
+      const auto one = static_cast<Real>(normal(random)), two = static_cast<Real>(normal(random));
+      if constexpr (Scalar<T>::parts == 2)
+        cell = {one, two};
+      else
+        cell = round_to<T>(one);
+    }
+  }
+  bool same_bits(const Array& other) const {
+    return std::memcmp(cells_.data(), other.cells_.data(), cells_.size() * sizeof(T)) == 0;
+  }
+
+ private:
+  std::vector<T> cells_;
+  std::int64_t zero_ = 0;
+};
+
+const Kernel* list_of(const Level& level, DType dtype, Face face) {
+  return level.table.list[static_cast<int>(dtype)][static_cast<int>(face)];
+}
+
+const Kernel& reference_of(const Level& level, DType dtype, Face face) {
+  const Kernel* kernel = list_of(level, dtype, face);
+  while (std::string(kernel->name) != "reference") ++kernel;
+  return *kernel;
+}
+
+template <class T>
+void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::string>& compared) {
+  static const std::vector<Level> all = levels();
+  const Seat result_seat = result_of(face);
+  const Seat first_seat = face == Face::grad_input ? Seat::y : Seat::x;
+  const Seat second_seat = face == Face::grad_weight ? Seat::y : Seat::w;
+  if (problem.layout(result_seat).elements() == 0) return;
+
+  std::mt19937_64 random(hash(problem));
+  Array<T> first(problem.layout(first_seat)), second(problem.layout(second_seat)), start(problem.layout(result_seat));
+  first.fill(random);
+  second.fill(random);
+  start.fill(random);
+
+  const int conjugations = Scalar<T>::parts == 2 ? 4 : 1;
+  for (int manner = 0; manner < 2 * conjugations; ++manner) {
+    Call call{face, dtype};
+    call.first = first.data();
+    call.second = second.data();
+    call.accumulate = manner % 2 == 1;
+    call.conjugate_first = manner / 2 % 2 == 1;
+    call.conjugate_second = manner / 4 == 1;
+    call.threads = 1;
+    Array<T> expected = start;
+    call.result = expected.data();
+    reference_of(all[0], dtype, face).run(problem, call);
+
+    for (const Level& level : all)
+      for (const Kernel* kernel = list_of(level, dtype, face); kernel->name != nullptr; ++kernel) {
+        if (kernel->declines(problem) != nullptr) continue;
+        for (int threads : {1, 3}) {
+          Array<T> found = start;
+          call.result = found.data();
+          call.threads = threads;
+          kernel->run(problem, call);
+          compared.insert(std::string(level.name) + " " + kernel->name);
+          CHECK_MESSAGE(found.same_bits(expected), level.name, " ", kernel->name, " ", name_of(face), " ",
+                        name_of(dtype), " threads=", threads, " manner=", manner, " on ", to_string(problem));
+        }
+      }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("every kernel equals the reference bit for bit") {
+  constexpr double most_flops = 3e6;  // larger cases are compared from Python, level against level
+  std::set<std::string> compared;
+  int cases = 0;
+  for (const std::string& line : cases_of(UNSHARED_CASES)) {
+    const Problem problem = parse_problem(line);
+    if (problem.flops() > most_flops) continue;
+    ++cases;
+    for (int d = 0; d < dtype_count; ++d)
+      for (Face face : {Face::forward, Face::grad_input, Face::grad_weight})
+        visit(static_cast<DType>(d), [&](auto type) {
+          compare_all<typename decltype(type)::type>(problem, static_cast<DType>(d), face, compared);
+        });
+  }
+  CHECK(cases >= 30);
+  for (const Level& level : levels())
+    for (const char* kernel : {"tiles", "reference"})
+      if (std::string(level.name) != "v2" || std::string(kernel) == "reference")
+        CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel), level.name, " ", kernel);
+}
+
+TEST_CASE("half types: widening is exact and rounding is to nearest even, for every bit pattern") {
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const auto h = static_cast<std::uint16_t>(bits);
+    const float f = widen(Half{h});
+    const std::uint16_t exponent = h >> 10 & 31, fraction = h & 1023;
+    if (exponent == 31 && fraction != 0) {
+      CHECK(std::isnan(f));
+      CHECK(std::isnan(widen(round_to<Half>(f))));
+    } else {
+      const float magnitude = exponent == 31  ? INFINITY
+                              : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                              : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+      CHECK(f == (h & 0x8000 ? -magnitude : magnitude));
+      CHECK(round_to<Half>(f).bits == h);
+      if (exponent < 31) {  // halfway to the next number: to even; a hair beyond: up
+        const float next = exponent == 30 && fraction == 1023 ? 65536.0f
+                                                              : widen(Half{static_cast<std::uint16_t>((h & 0x7fff) + 1)});
+        const float middle = (magnitude + next) / 2;
+        const auto up = static_cast<std::uint16_t>((h & 0x7fff) + 1);
+        CHECK(round_to<Half>(middle).bits == ((h & 1) != 0 ? up : (h & 0x7fff)));
+        CHECK(round_to<Half>(std::nextafter(middle, 1e9f)).bits == up);
+        CHECK(round_to<Half>(std::nextafter(middle, 0.0f)).bits == (h & 0x7fff));
+      }
+    }
+    const float b = widen(BFloat16{h});
+    if (std::isnan(b)) {
+      CHECK(std::isnan(widen(round_to<BFloat16>(b))));
+      continue;
+    }
+    CHECK(round_to<BFloat16>(b).bits == h);
+    if (std::isinf(b)) continue;
+    const float middle = std::bit_cast<float>(bits << 16 | 0x8000u);
+    CHECK(round_to<BFloat16>(middle).bits == static_cast<std::uint16_t>(h + (h & 1)));
+    CHECK(round_to<BFloat16>(std::bit_cast<float>(bits << 16 | 0x8001u)).bits == static_cast<std::uint16_t>(h + 1));
+    CHECK(round_to<BFloat16>(std::bit_cast<float>(bits << 16 | 0x7fffu)).bits == h);
+  }
+}
