@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "default_floats.hpp"
 #include "kernels.hpp"
 #include "scalar.hpp"
 #include "threads.hpp"
@@ -59,11 +60,7 @@ const KernelTable& table_for(Face face, Place place) {
     throw Error(Error::Kind::unsupported, name_of(face), argument_of(face, face == Face::grad_input ? Seat::y : Seat::x),
                 "arrays in CPU memory: " + std::string(cuda_state().sentence), "a CUDA array");
   }
-  const Level* level = level_in_use();
-  if (level == nullptr)
-    throw Error(Error::Kind::unsupported, name_of(face), "processor",
-                "the instruction set of level " + std::string(levels[0].name), "a processor without it");
-  return level->table();
+  return kernel_table();
 }
 
 // The first kernel of the list that accepts.
@@ -127,6 +124,12 @@ void check_pointers(const Problem& problem, const Call& call) {
 
 }  // namespace
 
+const KernelTable& kernel_table() {
+  if (const Level* level = level_in_use()) return level->table();
+  throw Error(Error::Kind::unsupported, "build_info", "processor",
+              "the instruction set of level " + std::string(levels[0].name), "a processor without it");
+}
+
 void run(const Problem& problem, const Call& call) {
   if (call.threads < 0)
     throw Error(Error::Kind::value, name_of(call.face), "num_threads", "a whole number of 1 or more",
@@ -134,6 +137,7 @@ void run(const Problem& problem, const Call& call) {
   check_pointers(problem, call);
   const KernelTable& table = table_for(call.face, call.place);
   if (problem.layout(result_of(call.face)).elements() == 0) return;
+  const DefaultFloats floats;
   choose(table, problem, call.face, call.dtype, [](auto...) {}).run(problem, call);
 }
 

@@ -17,7 +17,11 @@ inline constexpr int kernels_per_list = 4;
 struct KernelTable {
   const char* level;  // the instruction set these kernels were compiled for
   Kernel list[dtype_count][face_count][kernels_per_list];  // ends at the first kernel without a name
+  double (*multiply_add)(DType, std::int64_t rounds) noexcept;  // for ceilings.hpp; returns the operations done
 };
+
+// The table of the instruction set in use.
+const KernelTable& kernel_table();
 
 // One per instruction set the build made (CMakeLists.txt), and one per device.
 #define UNSHARED_DECLARE_LEVEL(level) const KernelTable& kernel_table_##level() noexcept

@@ -311,6 +311,10 @@ class Maker {
     };
     if (given_.mapped) size("mapped extent", 0, "as the other operand has");
     if (seat == Seat::w) {
+      if (face_ == Face::grad_input && differ(lead_, spatial_) &&
+          std::equal(layout.shape + lead_, layout.shape + lead_ + spatial_, given_.y->shape + lead_ + 2))
+        fail("input_size", "spatial extents of x that give out " + by_axis_of(layout, 0) + ", as 'dy' and 'w' have",
+             by_axis(input_, spatial_) + ", which gives out " + by_axis(output_, spatial_) + " (" + geometry() + ")");
       if (differ(lead_, spatial_))
         fail(name, "out " + by_axis(output_, spatial_) + " (" + geometry() + ")",
              "out " + by_axis_of(layout, 0) + " in shape " + tuple(layout));

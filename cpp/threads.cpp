@@ -1,8 +1,9 @@
 #include "threads.hpp"
 
 #include <atomic>
-#include <cfenv>
 #include <cstdio>
+
+#include "default_floats.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -10,33 +11,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
 
 namespace unshared {
 namespace {
-
-// Round to nearest, subnormals kept, exceptions masked - for as long as this object lives.
-class DefaultFloats {
- public:
-#if defined(__x86_64__)
-  DefaultFloats() noexcept : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~DefaultFloats() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#else
-  DefaultFloats() noexcept {
-    std::fegetenv(&saved_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloats() { std::fesetenv(&saved_); }
-
- private:
-  std::fenv_t saved_;
-#endif
-};
 
 // True in a process forked after this library was loaded. The handler is armed at load, not at the first call:
 // another user of the same OpenMP runtime may have started its threads before us.
@@ -100,7 +77,6 @@ void parallel(std::int64_t items, std::int64_t run, int threads, Body body, cons
 #else
   (void)threads;
 #endif
-  const DefaultFloats floats;
   body(context, 0, items);
 }
 

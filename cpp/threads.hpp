@@ -1,7 +1,7 @@
 // Threads behind one small interface with two implementations, OpenMP and serial, that give the same bits.
 //
 // The serial one runs in a forked child (libgomp would hang there), inside somebody else's parallel region, and where
-// OpenMP was not built in. Every worker computes in the default floating-point environment and restores its own.
+// OpenMP was not built in. Workers compute in the default floating-point environment, as run() lets the caller do.
 #pragma once
 
 #include <cstdint>

@@ -1,10 +1,9 @@
 // The kernels of one instruction set as one table. This file is compiled once per level (CMakeLists.txt), everything
 // in it has internal linkage but the table, and no shared inline function is left behind (tests/check_objects.py).
-#include <utility>
-
 #include "forward.hpp"
 #include "grad_input.hpp"
 #include "grad_weight.hpp"
+#include "peak.hpp"
 
 #define UNSHARED_JOIN(a, b) a##b
 #define UNSHARED_TABLE_OF(level) UNSHARED_JOIN(kernel_table_, level)
@@ -85,7 +84,7 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
 }
 
 constexpr KernelTable make_table() {
-  KernelTable table{UNSHARED_TEXT(UNSHARED_ISA), {}};
+  KernelTable table{UNSHARED_TEXT(UNSHARED_ISA), {}, multiply_add};
   for (int d = 0; d < dtype_count; ++d)
     visit(static_cast<DType>(d), [&](auto type) {
       using T = typename decltype(type)::type;
