@@ -1,7 +1,9 @@
 // The door: pointer checks before the first write, empty problems, explain, the floating-point environment, fork.
 #include <doctest/doctest.h>
 
-#include <cfenv>
+#include <atomic>
+#include <cstdlib>
+#include <new>
 #include <numeric>
 #include <vector>
 
@@ -16,6 +18,20 @@
 #endif
 
 using namespace unshared;
+
+namespace {
+
+std::atomic<std::int64_t> allocations{0};
+
+}  // namespace
+
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -66,6 +82,16 @@ TEST_CASE("pointers are checked before anything is written") {
   CHECK(with([](Call& c) { c.threads = -1; }) == "num_threads");
   CHECK(with([](Call& c) { c.place = Place::cuda; }) == "x");
   CHECK(refusal(problem, t.forward()) == "accepted");
+}
+
+TEST_CASE("a call allocates nothing") {
+  for (const char* line : {"n130 a5>b9 i7x6 k3x3 p1", "n3 a80>b40 i5x5 k3x3 x:nia y:nob w:oakb"}) {
+    const Problem problem = parse_problem(line);
+    Tensors t(problem);
+    const std::int64_t before = allocations;
+    run(problem, t.forward());
+    CHECK(allocations == before);
+  }
 }
 
 TEST_CASE("empty problems have defined results") {

@@ -113,6 +113,8 @@ class Tiler {
 
  private:
   static constexpr int table_steps = 512, panel_steps = 256, panel_rows = 128;
+  template <int V>
+  static constexpr int width = V * Lanes<Real>::count;  // of a panel, in reals
 
   template <int V>
   UNSHARED_INLINE void columns(const Product<T>& p, int64_t column, int64_t count) {
@@ -142,7 +144,7 @@ class Tiler {
         const T* a = p.a + a_at + row * inner.first;
         T* c = p.c + c_at + row * inner.second;
         Real* sums = direct ? reinterpret_cast<Real*>(c) : sums_;
-        const int64_t sums_row = direct ? inner.second * parts : V * Lanes<Real>::count;
+        const int64_t sums_row = direct ? inner.second * parts : width<V>;
         if (!direct && accumulate_) load<V>(c, inner.second, p.c_column, rows, count);
         for (int64_t begin = 0; begin == 0 || begin < steps; begin += chunk) {
           const int64_t here = lesser(chunk, steps - begin);
@@ -190,6 +192,12 @@ class Tiler {
     nest_ = nest;
     begin_ = begin;
     count_ = count;
+    unit_period_ = 0;
+    int64_t period = 1;
+    for (int d = nest.depth - 1; d >= 0 && unit_period_ == 0; --d) {
+      if (nest.loop[d].second == 1 && nest.loop[d].count > 1) unit_period_ = period;
+      period *= nest.loop[d].count;
+    }
     if (count == 0) return;
     int64_t at[max_axes + 1], a = 0, b = 0, flat = begin;
     const int last = nest.depth - 1;
@@ -220,36 +228,58 @@ class Tiler {
     }
   }
 
-  // B[steps, count] into the panel, lanes beyond `count` zero. A complex element q becomes, for the steps that
-  // broadcast p.re and p.im, the lanes (q.re, q.im) and (-q.im, q.re), with the signs of the conjugations.
+  // B[steps, count] into the panel, lanes beyond `count` zero. Where B runs contiguously along the steps instead (at
+  // some period, say one input channel of all taps), square blocks of it are transposed in registers.
   template <int V>
   UNSHARED_INLINE void pack_columns(const T* b, int64_t b_column, int64_t steps, int64_t count) {
-    constexpr int width = V * Lanes<Real>::count;
-    for (int64_t t = 0; t < steps; ++t) {
-      const T* from = b + b_step_[t];
-      if constexpr (parts == 1) {
-        Real* to = panel_ + t * width;
-        for (int64_t j = 0; j < count; ++j) to[j] = widen(from[j * b_column]);
-        for (int64_t j = count; j < width; ++j) to[j] = 0;
-      } else {
-        Real* by_re = panel_ + 2 * t * width;
-        Real* by_im = by_re + width;
-        for (int64_t j = 0; j < count; ++j) {
-          const T q = conjugate(from[j * b_column], conjugate_b_);
-          by_re[2 * j] = q.re;
-          by_re[2 * j + 1] = q.im;
-          by_im[2 * j] = conjugate_a_ ? q.im : -q.im;
-          by_im[2 * j + 1] = conjugate_a_ ? -q.re : q.re;
+    const int64_t period = unit_period_;
+    if (!plain || parts == 2 || period == 0) {
+      for (int64_t t = 0; t < steps; ++t) pack_step<V>(b + b_step_[t], b_column, t, count);
+      return;
+    }
+    if constexpr (plain && parts == 1) {
+      constexpr int side = Block<Real>::side;
+      for (int64_t base = 0; base < steps; base += side * period)
+        for (int64_t t = base; t < lesser(base + period, steps); ++t) {
+          bool run = t + (side - 1) * period < steps;
+          for (int j = 1; j < side && run; ++j) run = b_step_[t + j * period] == b_step_[t] + j;
+          int64_t column = 0;
+          if (run)
+            for (; column + side <= count; column += side)
+              Block<Real>::transpose(b + b_step_[t] + column * b_column, b_column,
+                                     panel_ + t * width<V> + column, period * width<V>);
+          for (int j = 0; j < side && t + j * period < steps; ++j)
+            pack_step<V>(b + b_step_[t + j * period], b_column, t + j * period, count, column);
         }
-        for (int64_t j = 2 * count; j < width; ++j) by_re[j] = by_im[j] = 0;
+    }
+  }
+
+  // One step of B, from column `first` on. A complex element q becomes, for the steps that broadcast p.re and p.im,
+  // the lanes (q.re, q.im) and (-q.im, q.re), with the signs of the conjugations.
+  template <int V>
+  UNSHARED_INLINE void pack_step(const T* from, int64_t b_column, int64_t t, int64_t count, int64_t first = 0) {
+    if constexpr (parts == 1) {
+      Real* to = panel_ + t * width<V>;
+      for (int64_t j = first; j < count; ++j) to[j] = widen(from[j * b_column]);
+      for (int64_t j = count; j < width<V>; ++j) to[j] = 0;
+    } else {
+      Real* by_re = panel_ + 2 * t * width<V>;
+      Real* by_im = by_re + width<V>;
+      for (int64_t j = first; j < count; ++j) {
+        const T q = conjugate(from[j * b_column], conjugate_b_);
+        by_re[2 * j] = q.re;
+        by_re[2 * j + 1] = q.im;
+        by_im[2 * j] = conjugate_a_ ? q.im : -q.im;
+        by_im[2 * j + 1] = conjugate_a_ ? -q.re : q.re;
       }
+      for (int64_t j = 2 * count; j < width<V>; ++j) by_re[j] = by_im[j] = 0;
     }
   }
 
   template <int V>
   UNSHARED_INLINE void load(const T* c, int64_t c_row, int64_t c_column, int64_t rows, int64_t count) {
     for (int64_t m = 0; m < rows; ++m) {
-      Real* sum = sums_ + m * V * Lanes<Real>::count;
+      Real* sum = sums_ + m * width<V>;
       for (int64_t j = 0; j < count; ++j) {
         const auto held = widen(c[m * c_row + j * c_column]);
         if constexpr (parts == 1) {
@@ -265,7 +295,7 @@ class Tiler {
   template <int V>
   UNSHARED_INLINE void store(T* c, int64_t c_row, int64_t c_column, int64_t rows, int64_t count) {
     for (int64_t m = 0; m < rows; ++m) {
-      const Real* sum = sums_ + m * V * Lanes<Real>::count;
+      const Real* sum = sums_ + m * width<V>;
       for (int64_t j = 0; j < count; ++j) {
         if constexpr (parts == 1)
           c[m * c_row + j * c_column] = round_to<T>(sum[j]);
@@ -278,6 +308,7 @@ class Tiler {
   const bool accumulate_, conjugate_a_, conjugate_b_;
   Nest nest_;
   int64_t begin_ = -1, count_ = -1;
+  int64_t unit_period_ = 0;  // how many steps lie between neighbours of B in memory; 0 if none do
   int64_t a_step_[table_steps], b_step_[table_steps], identity_[panel_steps];
   alignas(64) Real panel_[panel_steps * most_vectors * Lanes<Real>::count];
   alignas(64) Real sums_[panel_rows * most_vectors * Lanes<Real>::count];

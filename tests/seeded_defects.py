@@ -1,0 +1,219 @@
+"""Do the tests bite? Plants one defect after the other in a copy of the sources and expects the tests to fail.
+
+Usage: python tests/seeded_defects.py [name ...]. Needs what `make test` installs; takes about a minute a defect, so it
+is not part of it. A defect that survives, or that no longer applies to the sources, makes this program fail.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Defect:
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+DEFECTS = [
+    Defect(
+        "swapped axes: height and width of the place",
+        "cpp/cpu/forward.hpp",
+        "const int64_t o = cell.index.at[s];",
+        "const int64_t o = cell.index.at[p.axis_count - 1 - s] % axis.output;",
+    ),
+    Defect(
+        "dropped last tap",
+        "cpp/cpu/cells.hpp",
+        "for (; k >= 0 && k < axis.kernel && partner(axis, s, k) >= 0;",
+        "for (; k >= 0 && k < axis.kernel - (axis.kernel > 1) && partner(axis, s, k) >= 0;",
+    ),
+    Defect(
+        "dropped last input channel",
+        "cpp/cpu/forward.hpp",
+        "product.steps.add(p.in_channels,",
+        "product.steps.add(p.in_channels - (p.in_channels > 1),",
+    ),
+    Defect(
+        "dropped last output channel",
+        "cpp/cpu/grad_input.hpp",
+        "product.steps.add(p.out_channels,",
+        "product.steps.add(p.out_channels - (p.out_channels > 1),",
+    ),
+    Defect(
+        "off by one at the border, in definition and kernels alike",
+        "cpp/problem.hpp",
+        "const std::int64_t at = o * stride + k * dilation - padding_low;\n    if (at < 0) return -1;",
+        "const std::int64_t at = o * stride + k * dilation - padding_low;\n    if (at <= 0 && padding_low > 0) return -1;",
+    ),
+    Defect(
+        "stride and dilation swapped, in definition and kernels alike",
+        "cpp/problem.hpp",
+        "const std::int64_t at = o * stride + k * dilation - padding_low;",
+        "const std::int64_t at = o * dilation + k * stride - padding_low;",
+    ),
+    Defect(
+        "32-bit offset of the input",
+        "cpp/cpu/forward.hpp",
+        "x += reach.partner * axis.x_stride;",
+        "x += static_cast<std::int32_t>(reach.partner * axis.x_stride);",
+    ),
+    Defect(
+        "32-bit offset of the weights",
+        "cpp/cpu/grad_weight.hpp",
+        "place += o * axis.w_place_stride;",
+        "place += static_cast<std::int32_t>(o * axis.w_place_stride);",
+    ),
+    Defect(
+        "another order of summation: taps outside, channels inside",
+        "cpp/reference.hpp",
+        "for (std::int64_t a = 0; a < p.in_channels; ++a) {",
+        "for (std::int64_t a = p.in_channels - 1; a >= 0; --a) {",
+    ),
+    Defect(
+        "accumulate ignored",
+        "cpp/cpu/tile.hpp",
+        "const bool from_zero = begin == 0 && !accumulate_;",
+        "const bool from_zero = begin == 0;",
+    ),
+    Defect(
+        "weight gradient of padded taps left unwritten",
+        "cpp/cpu/grad_weight.hpp",
+        "if (part == 0 && !call.accumulate) clear_padding(cell, result);",
+        "",
+    ),
+    Defect(
+        "half types truncated instead of rounded",
+        "cpp/scalar.hpp",
+        "return {static_cast<std::uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16)};",
+        "return {static_cast<std::uint16_t>(u >> 16)};",
+    ),
+    Defect(
+        "wrong sign of a conjugation",
+        "cpp/cpu/tile.hpp",
+        "by_im[2 * j + 1] = conjugate_a_ ? -q.re : q.re;",
+        "by_im[2 * j + 1] = q.re;",
+    ),
+    Defect(
+        "wrong offset between groups",
+        "cpp/problem.cpp",
+        "parallel_axis(given_.groups, in_ * p.x_channel_stride,",
+        "parallel_axis(given_.groups, out_ * p.x_channel_stride,",
+    ),
+    Defect(
+        "rows beyond a block of the batch dropped",
+        "cpp/cpu/tile.hpp",
+        "const int64_t rows = lesser(block, inner.count - row);",
+        "const int64_t rows = lesser(block, inner.count - row) - (row > 0);",
+    ),
+    Defect(
+        "the caller's floating-point environment used",
+        "cpp/dispatch.cpp",
+        "  const DefaultFloats floats;\n",
+        "",
+    ),
+    Defect(
+        "overlap of result and operand not seen",
+        "cpp/dispatch.cpp",
+        "if (read.low < written.high && written.low < read.high)",
+        "if (read.low < written.high && written.low < read.high && read.low == written.low)",
+    ),
+    Defect(
+        "a result that overlaps itself accepted",
+        "cpp/problem.cpp",
+        "SelfOverlap(layout).found()",
+        "SelfOverlap(layout).found() && false",
+    ),
+]
+
+
+def output(
+    command: list[str | Path], cwd: Path, env: dict[str, str] | None = None
+) -> tuple[int, str]:
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    return done.returncode, done.stdout
+
+
+class Copy:
+    """A copy of the sources with build folders of its own, so that each defect rebuilds only what it touches."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree = folder / "tree"
+        self.site = folder / "site"
+        ignore = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "__pycache__")
+        shutil.copytree(ROOT, self.tree, ignore=ignore)
+
+    def build(self) -> None:
+        for command in (
+            ["cmake", "-G", "Ninja", "-S", ".", "-B", "build/cpp", "-DUNSHARED_TESTS=ON"],
+            ["cmake", "--build", "build/cpp"],
+            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--upgrade",
+             "--disable-pip-version-check", "--target", self.site, "-C", "build-dir=build/wheel", "."],
+        ):  # fmt: skip
+            code, text = output(command, self.tree)
+            if code != 0:
+                raise RuntimeError(text[-3000:])
+
+    def failures(self) -> list[str]:
+        """Names of the tests that fail: the C++ ones, and the first of the Python ones."""
+        _, text = output(["ctest", "--test-dir", "build/cpp", "--no-tests=error"], self.tree)
+        failed = [line.split()[2] for line in text.splitlines() if "(Failed)" in line]
+        code, text = output(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"],
+            self.tree,
+            {"PYTHONPATH": str(self.site), "CI": "true"},
+        )
+        if code != 0:
+            named = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            failed.append(named[0].split()[1] if named else f"the death of pytest ({code})")
+        return failed
+
+
+def main(names: list[str]) -> int:
+    wanted = [d for d in DEFECTS if not names or any(name in d.name for name in names)]
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder))
+        copy.build()
+        if failed := copy.failures():
+            print(f"the sources fail without any defect: {', '.join(failed)}")
+            return 1
+        for defect in wanted:
+            start = time.monotonic()
+            file = copy.tree / defect.file
+            text = file.read_text()
+            if text.count(defect.right) != 1:
+                print(f"DOES NOT APPLY  {defect.name}: not found once in {defect.file}")
+                survivors.append(defect)
+                continue
+            file.write_text(text.replace(defect.right, defect.wrong))
+            copy.build()
+            failed = copy.failures()
+            file.write_text(text)
+            verdict = "caught by " + ", ".join(failed) if failed else "SURVIVES"
+            print(f"{defect.name}: {verdict}  ({time.monotonic() - start:.0f} s)", flush=True)
+            if not failed:
+                survivors.append(defect)
+    print(f"{len(wanted) - len(survivors)} of {len(wanted)} seeded defects caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
