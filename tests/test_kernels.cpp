@@ -2,6 +2,7 @@
 // faces, thread counts, accumulation and conjugation. No tolerance. Nothing outside the result is written.
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstring>
 #include <random>
 #include <set>
@@ -53,11 +54,15 @@ class Array {
   T* data() { return cells_.data() + zero_; }
   std::vector<T>& cells() { return cells_; }
 
+  // Numbers of both signs and many magnitudes, the same on every platform: no library function takes part.
   void fill(std::mt19937_64& random) {
-    std::normal_distribution<double> normal;
     using Real = typename Scalar<T>::Real;
+    const auto draw = [&] {
+      const auto mantissa = static_cast<double>(static_cast<std::int64_t>(random()) >> 11) * 0x1p-52;
+      return static_cast<Real>(std::ldexp(mantissa, static_cast<int>(random() % 8) - 4));
+    };
     for (T& cell : cells_) {
-      const auto one = static_cast<Real>(normal(random)), two = static_cast<Real>(normal(random));
+      const Real one = draw(), two = draw();
       if constexpr (Scalar<T>::parts == 2)
         cell = {one, two};
       else
@@ -147,6 +152,31 @@ TEST_CASE("every kernel equals the reference bit for bit") {
     for (const char* kernel : {"tiles", "reference"})
       if (std::string(level.name) != "v2" || std::string(kernel) == "reference")
         CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel), level.name, " ", kernel);
+}
+
+TEST_CASE("the bits are the same on every platform") {
+  std::uint64_t digest = 0xcbf29ce484222325u;  // FNV-1a over every byte of every result
+  for (const char* line : {"n3 a5>b6 i7x6 k3x2 s2x1 p1 d1x2", "n14 a18>b17 i5x5 k3x3 x:nia y:nob w:oakb",
+                           "n2 a6>b4 g2 i4x3x5 k2x1x3 e1x2x1 p1"})
+    for (int d = 0; d < dtype_count; ++d)
+      for (Face face : {Face::forward, Face::grad_input, Face::grad_weight})
+        visit(static_cast<DType>(d), [&](auto type) {
+          using T = typename decltype(type)::type;
+          const Problem problem = parse_problem(line);
+          std::mt19937_64 random(1);
+          Array<T> x(problem.layout(Seat::x)), w(problem.layout(Seat::w)), y(problem.layout(Seat::y));
+          for (Array<T>* array : {&x, &w, &y}) array->fill(random);
+          Array<T>& result = face == Face::forward ? y : face == Face::grad_input ? x : w;
+          Call call{face, static_cast<DType>(d)};
+          call.first = face == Face::grad_input ? y.data() : x.data();
+          call.second = face == Face::grad_weight ? y.data() : w.data();
+          call.result = result.data();
+          run(problem, call);
+          const auto* bytes = reinterpret_cast<const unsigned char*>(result.cells().data());
+          for (std::size_t i = 0; i < result.cells().size() * sizeof(T); ++i)
+            digest = (digest ^ bytes[i]) * 0x100000001b3u;
+        });
+  CHECK(digest == 1553978235483512976u);
 }
 
 TEST_CASE("half types: widening is exact and rounding is to nearest even, for every bit pattern") {
