@@ -119,7 +119,7 @@ class Maker {
     read_sizes();
     read_channels();
     compute_output();
-    for (Seat seat : {Seat::x, Seat::w, Seat::y}) {
+    for (Seat seat : operands_first()) {
       if (const auto& layout = given_of(seat)) compare(seat, *layout);
       strides_[static_cast<int>(seat)] = given_of(seat) ? *given_of(seat) : preferred(seat);
       normalise(seat);
@@ -130,6 +130,12 @@ class Maker {
  private:
   const std::optional<Layout>& given_of(Seat seat) const {
     return seat == Seat::x ? given_.x : seat == Seat::w ? given_.w : given_.y;
+  }
+  // So that an operand is blamed before a result that was made for another one.
+  std::array<Seat, 3> operands_first() const {
+    if (face_ == Face::forward) return {Seat::x, Seat::w, Seat::y};
+    if (face_ == Face::grad_input) return {Seat::y, Seat::w, Seat::x};
+    return {Seat::x, Seat::y, Seat::w};
   }
   const char* argument(Seat seat) const { return argument_of(face_, seat); }
   [[noreturn]] void fail(const std::string& argument, std::string expected, std::string found) const {
@@ -157,7 +163,7 @@ class Maker {
     if (rank < 3 || rank > 2 + max_spatial)
       fail(argument(leader), "3 to 5 dimensions: (N, C, *spatial) with 1 to 3 spatial axes", dims(rank + lead_));
     spatial_ = rank - 2;
-    for (Seat seat : {Seat::x, Seat::w, Seat::y}) {
+    for (Seat seat : operands_first()) {
       const auto& layout = given_of(seat);
       if (!layout) continue;
       const int expected = lead_ + (seat == Seat::w ? 2 * spatial_ + 2 : spatial_ + 2);
@@ -310,11 +316,11 @@ class Maker {
              std::string(what) + "=" + std::to_string(layout.shape[at]) + " in shape " + tuple(layout));
     };
     if (given_.mapped) size("mapped extent", 0, "as the other operand has");
+    if (face_ == Face::grad_input && seat == Seat::y && differ(lead_ + 2, spatial_) &&
+        std::equal(layout.shape + lead_ + 2, layout.shape + lead_ + 2 + spatial_, given_.w->shape + lead_))
+      fail("input_size", "spatial extents of x that give out " + by_axis_of(layout, 2) + ", as 'dy' and 'w' have",
+           by_axis(input_, spatial_) + ", which gives out " + by_axis(output_, spatial_) + " (" + geometry() + ")");
     if (seat == Seat::w) {
-      if (face_ == Face::grad_input && differ(lead_, spatial_) &&
-          std::equal(layout.shape + lead_, layout.shape + lead_ + spatial_, given_.y->shape + lead_ + 2))
-        fail("input_size", "spatial extents of x that give out " + by_axis_of(layout, 0) + ", as 'dy' and 'w' have",
-             by_axis(input_, spatial_) + ", which gives out " + by_axis(output_, spatial_) + " (" + geometry() + ")");
       if (differ(lead_, spatial_))
         fail(name, "out " + by_axis(output_, spatial_) + " (" + geometry() + ")",
              "out " + by_axis_of(layout, 0) + " in shape " + tuple(layout));

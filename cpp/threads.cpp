@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 
 #include "default_floats.hpp"
 
@@ -55,6 +56,14 @@ int default_threads() noexcept {
 #else
   return 1;
 #endif
+}
+
+double multiplications_worth_a_thread() noexcept {
+  static const double worth = [] {
+    const char* text = std::getenv("UNSHARED_WORK_PER_THREAD");
+    return text != nullptr ? std::atof(text) : 5e5;
+  }();
+  return worth;
 }
 
 void parallel(std::int64_t items, std::int64_t run, int threads, Body body, const void* context) noexcept {

@@ -18,4 +18,8 @@ void parallel(std::int64_t items, std::int64_t run, int threads, Body body, cons
 int default_threads() noexcept;
 bool built_with_openmp() noexcept;
 
+// How many multiplications a further worker must save to be worth waking: some 10 microseconds of them, since beside a
+// busy neighbour a parallel region can cost more than the work. UNSHARED_WORK_PER_THREAD overrides it: the tests set 0.
+double multiplications_worth_a_thread() noexcept;
+
 }  // namespace unshared

@@ -139,15 +139,15 @@ struct Walk {
   }
 
   UNSHARED_INLINE void run() const {
-    constexpr double worth_a_thread = 5e4, worth_a_run = 2e5;  // multiplications: some microseconds each
+    constexpr double worth_a_run = 2e5;  // multiplications: some 4 microseconds at full speed
     const int64_t items = Cell::count(problem, call.face) * parts;
     double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
                   static_cast<double>(problem.out_channels);
     for (int s = 0; s < problem.axis_count; ++s)
       work *= static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
-    const double allowed = work / worth_a_thread;
     int threads = call.threads > 0 ? call.threads : default_threads();
-    if (threads > allowed) threads = allowed < 1 ? 1 : static_cast<int>(allowed);
+    const double worth_a_thread = multiplications_worth_a_thread();
+    while (threads > 1 && work < worth_a_thread * threads) --threads;
     const double run = worth_a_run / (work / static_cast<double>(items) + 1);
     const int64_t fair = ceil_div(items, int64_t{8} * threads);
     parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads, body, this);

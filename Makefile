@@ -1,0 +1,109 @@
+# The verbs of this repository; `make` alone lists them. To change how they work:
+#   PYTHON=python3.13  another interpreter      FRAMEWORKS=no    leave PyTorch and JAX out of the tests
+#   CONFIGURE=-DX=Y    more CMake options       PYTEST="-k nan"  more pytest options
+PYTHON     ?= python3
+VENV       ?= .venv
+FRAMEWORKS ?= yes
+
+PY      := $(VENV)/bin/python
+PIP     := $(PY) -m pip --disable-pip-version-check --quiet
+SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md LICENSE cmake cpp cuda python \
+                        -type f -not -name '*.pyc')
+FORMATS  = $(shell find cpp cuda python tests bench examples -name '*.[ch]pp' -not -path '*/build/*')
+wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(lambda d, k: d[k], \
+             sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))))' $(1))
+PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+.PHONY: help demo test test-cpp test-python test-slow test-neon defects sanitize gpu-test bench \
+        example lint format wheel clean doctest frameworks
+
+# Builds one preset and runs its C++ tests.
+define cpp_tests
+	cmake --preset $(1) $(CONFIGURE)
+	cmake --build --preset $(1)
+	ctest --test-dir build/$(1) --no-tests=error --output-on-failure
+endef
+# Installs Debian packages $(2) unless $(1) is there, where that is possible.
+debian = @[ -e $(1) ] || ! command -v apt-get >/dev/null || { sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+         $$sudo apt-get update -qq && $$sudo apt-get install -y -qq $(2); } || echo "$(2) could not be installed"
+
+help:  ## list these verbs
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' Makefile | expand -t 14
+
+demo: $(VENV)/installed $(VENV)/with-demo  ## train a small network on handwritten digits with NumPy
+	$(PY) -m unshared demo
+
+test: test-cpp test-python  ## all that must pass before a change is taken
+
+test-cpp: $(VENV)/tools doctest  ## build the C++ library and its tests, and run them
+	$(call cpp_tests,cpu)
+
+test-python: $(VENV)/installed $(VENV)/with-test frameworks  ## install the package and run its Python tests
+	$(PY) -m pytest $(PYTEST)
+
+test-slow: $(VENV)/installed $(VENV)/with-test frameworks  ## the Python tests that take minutes
+	$(PY) -m pytest -m slow $(PYTEST)
+
+test-neon: $(VENV)/tools doctest  ## the C++ tests for AArch64, cross-compiled and run under QEMU
+	$(call debian,/usr/bin/aarch64-linux-gnu-g++,g++-aarch64-linux-gnu qemu-user)
+	$(call cpp_tests,neon)
+
+defects: $(VENV)/installed $(VENV)/with-test doctest  ## plant defects in a copy and see the tests catch each
+	$(PY) tests/seeded_defects.py
+
+sanitize: $(VENV)/with-test doctest  ## C++ and Python tests under AddressSanitizer and UBSan
+	$(call cpp_tests,sanitize)
+	$(PIP) install --no-build-isolation --upgrade --target build/sanitize-site \
+	  --config-settings=build-dir=build/sanitize-wheel --config-settings=cmake.build-type=RelWithDebInfo \
+	  --config-settings=cmake.define.UNSHARED_SANITIZE=address,undefined,float-cast-overflow --no-deps .
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(abspath build/sanitize-site) \
+	  $(PY) -m pytest $(PYTEST)
+
+gpu-test:  ## the tests on an NVIDIA GPU: not yet, CUDA kernels are not part of this version
+	@echo "CUDA kernels are not part of this version: there is nothing to test on a GPU."; exit 1
+
+bench: $(VENV)/installed $(VENV)/with-bench  ## time the three faces on this machine
+	$(PY) -m unshared bench
+
+example: $(VENV)/installed  ## build examples/cpp with find_package against the installed wheel
+	cmake -G Ninja -S examples/cpp -B build/example \
+	  -Dunshared_DIR="$$($(PY) -c 'import unshared; print(unshared.cmake_dir())')"
+	cmake --build build/example
+	build/example/example
+
+lint: $(VENV)/installed $(VENV)/with-lint  ## style, formatting and types, without changing a file
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(FORMATS)
+	$(PY) -m mypy -p unshared
+
+format: $(VENV)/with-lint  ## format Python and C++ in place
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(FORMATS)
+
+wheel: $(VENV)/tools  ## sdist and, built from it, the wheel, into dist/
+	$(PY) -m build
+
+clean:  ## remove what was built (.venv stays)
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# --- what the verbs stand on ----------------------------------------------------------------------
+$(VENV)/tools: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install build cmake ninja $(call wanted,build-system requires) && touch $@
+
+$(VENV)/with-%: $(VENV)/tools
+	$(PIP) install $(call wanted,project optional-dependencies $*) && touch $@
+
+$(VENV)/installed: $(VENV)/tools $(SOURCES)
+	$(PIP) install --no-build-isolation --config-settings=build-dir=build/wheel . && touch $@
+
+doctest:
+	$(call debian,/usr/include/doctest/doctest.h,doctest-dev)
+
+frameworks: $(VENV)/tools  # no triton: PyPI's PyTorch would bring gigabytes of CUDA libraries along
+	@echo 'triton==0' > $(VENV)/cpu-only.txt
+	@[ $(FRAMEWORKS) = no ] || for name in $(call wanted,project optional-dependencies test-frameworks); \
+	  do $(PIP) install --only-binary :all: -c $(VENV)/cpu-only.txt "$$name" || \
+	  echo "no CPU build of $$name could be installed: the tests that need it are skipped"; done
