@@ -12,7 +12,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 struct Spin {
   const KernelTable* table;
@@ -38,7 +40,8 @@ double measure_flops(DType dtype, int threads) {
     for (std::int64_t i = begin; i < end; ++i) s.table->multiply_add(s.dtype, rounds);
   };
   double best = 0;
-  for (int attempt = 0; attempt < 30; ++attempt) {  // the fastest: a ceiling, so a neighbour's noise has no place in it
+  for (int attempt = 0; attempt < 30;
+       ++attempt) {  // the fastest: a ceiling, so a neighbour's noise has no place in it
     const auto start = Clock::now();
     parallel(threads, 1, threads, body, &spin);
     const double rate = spin.flops * threads / seconds_since(start);

@@ -1,5 +1,6 @@
-// The floating-point environment of every kernel: round to nearest, subnormals kept, exceptions masked, whatever the
-// caller has set (XLA's CPU runtime, for one, may flush subnormals). The caller's own comes back at the end.
+// The floating-point environment of every kernel: round to nearest, subnormals kept, exceptions
+// masked, whatever the caller has set (XLA's CPU runtime, for one, may flush subnormals). The
+// caller's own comes back at the end.
 #pragma once
 
 #if defined(__x86_64__)

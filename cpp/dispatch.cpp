@@ -1,5 +1,6 @@
-// From a call to its kernel, resolved once and in this order: place, instruction set (once per process, capped by
-// UNSHARED_ISA), dtype and face. The rest of what run() does is the check of pointers, which a Problem cannot know.
+// From a call to its kernel, resolved once and in this order: place, instruction set (once per
+// process, capped by UNSHARED_ISA), dtype and face. The rest of what run() does is the check of
+// pointers, which a Problem cannot know.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -57,7 +58,8 @@ const Level* level_in_use() {
 const KernelTable& table_for(Face face, Place place) {
   if (place == Place::cuda) {
     if (const KernelTable* table = cuda_table()) return *table;
-    throw Error(Error::Kind::unsupported, name_of(face), argument_of(face, face == Face::grad_input ? Seat::y : Seat::x),
+    throw Error(Error::Kind::unsupported, name_of(face),
+                argument_of(face, face == Face::grad_input ? Seat::y : Seat::x),
                 "arrays in CPU memory: " + std::string(cuda_state().sentence), "a CUDA array");
   }
   return kernel_table();
@@ -65,7 +67,8 @@ const KernelTable& table_for(Face face, Place place) {
 
 // The first kernel of the list that accepts.
 template <class Declined>
-const Kernel& choose(const KernelTable& table, const Problem& problem, Face face, DType dtype, Declined declined) {
+const Kernel& choose(const KernelTable& table, const Problem& problem, Face face, DType dtype,
+                     Declined declined) {
   const Kernel* kernel = table.list[static_cast<int>(dtype)][static_cast<int>(face)];
   while (const char* reason = kernel->declines(problem)) {
     declined(kernel->name, reason);
@@ -86,7 +89,8 @@ Bytes bytes_of(const void* data, const Layout& layout, std::int64_t size) {
     (reach < 0 ? low : high) += reach;
   }
   const auto base = reinterpret_cast<std::uintptr_t>(data);
-  return {base + static_cast<std::uintptr_t>(low * size), base + static_cast<std::uintptr_t>((high + 1) * size)};
+  return {base + static_cast<std::uintptr_t>(low * size),
+          base + static_cast<std::uintptr_t>((high + 1) * size)};
 }
 
 struct Tensor {
@@ -111,13 +115,15 @@ void check_pointers(const Problem& problem, const Call& call) {
   for (const Tensor& t : {operands[0], operands[1], result}) {
     const Layout layout = problem.layout(t.seat);
     if (layout.elements() == 0) continue;
-    if (t.data == nullptr) fail(t.seat, "memory behind an array that has elements", "a null pointer");
+    if (t.data == nullptr)
+      fail(t.seat, "memory behind an array that has elements", "a null pointer");
     if (reinterpret_cast<std::uintptr_t>(t.data) % alignment != 0)
       fail(t.seat, "data aligned to its element type", "a misaligned pointer");
     if (t.seat == result.seat || !writes) continue;
     const Bytes read = bytes_of(t.data, layout, size);
     if (read.low < written.high && written.low < read.high)
-      fail(result.seat, (std::string("memory apart from '") + argument_of(face, t.seat) + "'").c_str(),
+      fail(result.seat,
+           (std::string("memory apart from '") + argument_of(face, t.seat) + "'").c_str(),
            "an overlap of the two");
   }
 }
@@ -127,13 +133,14 @@ void check_pointers(const Problem& problem, const Call& call) {
 const KernelTable& kernel_table() {
   if (const Level* level = level_in_use()) return level->table();
   throw Error(Error::Kind::unsupported, "build_info", "processor",
-              "the instruction set of level " + std::string(levels[0].name), "a processor without it");
+              "the instruction set of level " + std::string(levels[0].name),
+              "a processor without it");
 }
 
 void run(const Problem& problem, const Call& call) {
   if (call.threads < 0)
-    throw Error(Error::Kind::value, name_of(call.face), "num_threads", "a whole number of 1 or more",
-                std::to_string(call.threads));
+    throw Error(Error::Kind::value, name_of(call.face), "num_threads",
+                "a whole number of 1 or more", std::to_string(call.threads));
   check_pointers(problem, call);
   const KernelTable& table = table_for(call.face, call.place);
   if (problem.layout(result_of(call.face)).elements() == 0) return;
@@ -145,9 +152,10 @@ Explanation explain(const Problem& problem, Face face, DType dtype, Place place)
   const KernelTable& table = table_for(face, place);
   Explanation explanation;
   explanation.level = table.level;
-  explanation.kernel = choose(table, problem, face, dtype, [&](const char* name, const char* reason) {
-                         explanation.declined.emplace_back(name, reason);
-                       }).name;
+  explanation.kernel =
+      choose(table, problem, face, dtype, [&](const char* name, const char* reason) {
+        explanation.declined.emplace_back(name, reason);
+      }).name;
   return explanation;
 }
 

@@ -1,5 +1,6 @@
-// What a backend hands to dispatch.cpp: for every dtype and face an ordered list of kernels. A kernel inspects the
-// Problem and accepts, or declines with a reason; the strided reference ends every list and never declines.
+// What a backend hands to dispatch.cpp: for every dtype and face an ordered list of kernels. A
+// kernel inspects the Problem and accepts, or declines with a reason; the strided reference ends
+// every list and never declines.
 #pragma once
 
 #include "unshared.hpp"
@@ -16,8 +17,10 @@ inline constexpr int kernels_per_list = 4;
 
 struct KernelTable {
   const char* level;  // the instruction set these kernels were compiled for
-  Kernel list[dtype_count][face_count][kernels_per_list];  // ends at the first kernel without a name
-  double (*multiply_add)(DType, std::int64_t rounds) noexcept;  // for ceilings.hpp; returns the operations done
+  Kernel list[dtype_count][face_count]
+             [kernels_per_list];  // ends at the first kernel without a name
+  double (*multiply_add)(
+      DType, std::int64_t rounds) noexcept;  // for ceilings.hpp; returns the operations done
 };
 
 // The table of the instruction set in use.

@@ -1,5 +1,6 @@
-// make_problem: the one place where a stated call is checked and every size is derived. Each size has one source;
-// all other mentions of it are compared with that source, and the error says how the expectation came about.
+// make_problem: the one place where a stated call is checked and every size is derived. Each size
+// has one source; all other mentions of it are compared with that source, and the error says how
+// the expectation came about.
 #include "problem.hpp"
 
 #include <algorithm>
@@ -12,9 +13,10 @@
 
 namespace unshared {
 
-Error::Error(Kind kind_, std::string operation_, std::string argument_, std::string expected_, std::string found_)
-    : std::runtime_error("unshared." + operation_ + ": argument '" + argument_ + "': expected " + expected_ +
-                         ", found " + found_),
+Error::Error(Kind kind_, std::string operation_, std::string argument_, std::string expected_,
+             std::string found_)
+    : std::runtime_error("unshared." + operation_ + ": argument '" + argument_ + "': expected " +
+                         expected_ + ", found " + found_),
       kind(kind_),
       operation(std::move(operation_)),
       argument(std::move(argument_)),
@@ -22,11 +24,14 @@ Error::Error(Kind kind_, std::string operation_, std::string argument_, std::str
       found(std::move(found_)) {}
 
 const char* name_of(Face face) {
-  return face == Face::forward ? "forward" : face == Face::grad_input ? "grad_input" : "grad_weight";
+  return face == Face::forward      ? "forward"
+         : face == Face::grad_input ? "grad_input"
+                                    : "grad_weight";
 }
 
 const char* name_of(DType dtype) {
-  constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "complex64", "complex128"};
+  constexpr const char* names[] = {"float32",  "float64",   "float16",
+                                   "bfloat16", "complex64", "complex128"};
   return names[static_cast<int>(dtype)];
 }
 
@@ -57,18 +62,22 @@ std::string tuple(const Layout& layout) {
   return "(" + joined(layout.shape, layout.rank, ", ") + (layout.rank == 1 ? ",)" : ")");
 }
 
-std::string dims(int rank) { return std::to_string(rank) + (rank == 1 ? " dimension" : " dimensions"); }
+std::string dims(int rank) {
+  return std::to_string(rank) + (rank == 1 ? " dimension" : " dimensions");
+}
 
-// True if two different indices reach one element: is there a non-zero d with |d_i| < shape_i and sum d_i stride_i = 0?
-// Exact, by search over the strides from the largest down; a search that gets long counts as "yes".
+// True if two different indices reach one element: is there a non-zero d with |d_i| < shape_i and
+// sum d_i stride_i = 0? Exact, by search over the strides from the largest down; a search that gets
+// long counts as "yes".
 class SelfOverlap {
  public:
   explicit SelfOverlap(const Layout& layout) {
     for (int d = 0; d < layout.rank; ++d)
-      if (layout.shape[d] > 1) dims_.push_back({std::abs(layout.stride[d]), layout.shape[d] - 1});
-    std::sort(dims_.begin(), dims_.end());
+      if (layout.shape[d] > 1) dims_[count_++] = {std::abs(layout.stride[d]), layout.shape[d] - 1};
+    std::sort(dims_, dims_ + count_);
     std::int64_t reach = 0, divisor = 0;
-    for (Dim& dim : dims_) {
+    for (int d = 0; d < count_; ++d) {
+      Dim& dim = dims_[d];
       easy_ = easy_ && dim.stride > reach;
       dim.reach_below = reach;
       dim.divisor_below = divisor;
@@ -79,39 +88,45 @@ class SelfOverlap {
 
   bool found() {
     if (easy_) return false;
-    return dims_.front().stride == 0 || search(static_cast<int>(dims_.size()) - 1, 0, true);
+    return dims_[0].stride == 0 || search(count_ - 1, 0, true);
   }
 
  private:
   struct Dim {
-    std::int64_t stride, most, reach_below = 0, divisor_below = 0;
+    std::int64_t stride = 0, most = 0, reach_below = 0, divisor_below = 0;
     bool operator<(const Dim& other) const { return stride < other.stride; }
   };
 
   bool search(int d, std::int64_t sum, bool all_zero) {
     if (d < 0) return sum == 0 && !all_zero;
-    const Dim& dim = dims_[static_cast<std::size_t>(d)];
-    // d and -d are one solution, so the first non-zero step is positive; start where the rest can reach back to zero.
-    std::int64_t step = all_zero ? 0 : std::max(-dim.most, (-dim.reach_below - sum) / dim.stride - 1);
+    const Dim& dim = dims_[d];
+    // d and -d are one solution, so the first non-zero step is positive; start where the rest can
+    // reach back to zero.
+    std::int64_t step =
+        all_zero ? 0 : std::max(-dim.most, (-dim.reach_below - sum) / dim.stride - 1);
     for (; step <= dim.most; ++step) {
       const std::int64_t next = sum + step * dim.stride;
       if (next > dim.reach_below) break;
       if (--budget_ < 0) return true;
-      if (next < -dim.reach_below || (dim.divisor_below > 0 && next % dim.divisor_below != 0)) continue;
+      if (next < -dim.reach_below || (dim.divisor_below > 0 && next % dim.divisor_below != 0))
+        continue;
       if (search(d - 1, next, all_zero && step == 0)) return true;
     }
     return false;
   }
 
-  std::vector<Dim> dims_;
+  int count_ = 0;
+  Dim dims_[max_dims];
   bool easy_ = true;
   std::int64_t budget_ = 1'000'000;
 };
 
-// The checks proper; one object per call so that every message can name the operation and the geometry.
+// The checks proper; one object per call so that every message can name the operation and the
+// geometry.
 class Maker {
  public:
-  explicit Maker(const Arguments& given) : given_(given), face_(given.face), lead_(given.mapped ? 1 : 0) {}
+  explicit Maker(const Arguments& given)
+      : given_(given), face_(given.face), lead_(given.mapped ? 1 : 0) {}
 
   Problem make() {
     check_operands();
@@ -138,21 +153,26 @@ class Maker {
     return {Seat::x, Seat::y, Seat::w};
   }
   const char* argument(Seat seat) const { return argument_of(face_, seat); }
-  [[noreturn]] void fail(const std::string& argument, std::string expected, std::string found) const {
-    throw Error(Error::Kind::value, name_of(face_), argument, std::move(expected), std::move(found));
+  [[noreturn]] void fail(const std::string& argument, std::string expected,
+                         std::string found) const {
+    throw Error(Error::Kind::value, name_of(face_), argument, std::move(expected),
+                std::move(found));
   }
   std::string geometry() const {
-    return "from input " + by_axis(input_, spatial_) + ", kernel " + by_axis(kernel_, spatial_) + ", stride " +
-           by_axis(stride_, spatial_) + ", padding " + padding_text() + ", dilation " + by_axis(dilation_, spatial_) +
-           (std::any_of(input_dilation_.begin(), input_dilation_.begin() + spatial_, [](auto v) { return v != 1; })
+    return "from input " + by_axis(input_, spatial_) + ", kernel " + by_axis(kernel_, spatial_) +
+           ", stride " + by_axis(stride_, spatial_) + ", padding " + padding_text() +
+           ", dilation " + by_axis(dilation_, spatial_) +
+           (std::any_of(input_dilation_.begin(), input_dilation_.begin() + spatial_,
+                        [](auto v) { return v != 1; })
                 ? ", input_dilation " + by_axis(input_dilation_, spatial_)
                 : "");
   }
   std::string padding_text() const {
     std::string text;
     for (int s = 0; s < spatial_; ++s)
-      text += (s != 0 ? "x" : "") + (low_[s] == high_[s] ? std::to_string(low_[s])
-                                                         : std::to_string(low_[s]) + ":" + std::to_string(high_[s]));
+      text += (s != 0 ? "x" : "") +
+              (low_[s] == high_[s] ? std::to_string(low_[s])
+                                   : std::to_string(low_[s]) + ":" + std::to_string(high_[s]));
     return text;
   }
 
@@ -161,7 +181,8 @@ class Maker {
     const Seat leader = face_ == Face::grad_input ? Seat::y : Seat::x;
     const int rank = given_of(leader)->rank - lead_;
     if (rank < 3 || rank > 2 + max_spatial)
-      fail(argument(leader), "3 to 5 dimensions: (N, C, *spatial) with 1 to 3 spatial axes", dims(rank + lead_));
+      fail(argument(leader), "3 to 5 dimensions: (N, C, *spatial) with 1 to 3 spatial axes",
+           dims(rank + lead_));
     spatial_ = rank - 2;
     for (Seat seat : operands_first()) {
       const auto& layout = given_of(seat);
@@ -169,8 +190,10 @@ class Maker {
       const int expected = lead_ + (seat == Seat::w ? 2 * spatial_ + 2 : spatial_ + 2);
       if (layout->rank != expected)
         fail(argument(seat),
-             dims(expected) + (seat == Seat::w ? ": (*out, C_out, C_in/groups, *kernel)"
-                                               : seat == Seat::x ? ": (N, C_in, *in)" : ": (N, C_out, *out)") +
+             dims(expected) +
+                 (seat == Seat::w   ? ": (*out, C_out, C_in/groups, *kernel)"
+                  : seat == Seat::x ? ": (N, C_in, *in)"
+                                    : ": (N, C_out, *out)") +
                  ", as '" + argument(leader) + "' has " + dims(rank + lead_),
              dims(layout->rank));
       for (int d = 0; d < layout->rank; ++d)
@@ -181,13 +204,16 @@ class Maker {
 
   Sizes read(const char* name, const Extents& given, std::int64_t least) const {
     if (!(given.single && given.count == 1) && given.count != spatial_)
-      fail(name, std::to_string(spatial_) + (spatial_ == 1 ? " value" : " values") + ", one per spatial axis",
+      fail(name,
+           std::to_string(spatial_) + (spatial_ == 1 ? " value" : " values") +
+               ", one per spatial axis",
            std::to_string(given.count));
     Sizes sizes{};
     for (int s = 0; s < spatial_; ++s) {
       sizes[s] = given.value[given.single ? 0 : s];
       if (sizes[s] < least || sizes[s] > max_extent)
-        fail(name, "a whole number of " + std::to_string(least) + " to 2147483647", number(sizes[s]));
+        fail(name, "a whole number of " + std::to_string(least) + " to 2147483647",
+             number(sizes[s]));
     }
     return sizes;
   }
@@ -218,7 +244,8 @@ class Maker {
       for (int s = 0; s < spatial_; ++s) {
         kernel_[s] = given_.w->shape[lead_ + spatial_ + 2 + s];
         if (kernel_[s] < 1)
-          fail("w", "a kernel of at least 1 along every axis", "kernel " + by_axis_of(*given_.w, spatial_ + 2));
+          fail("w", "a kernel of at least 1 along every axis",
+               "kernel " + by_axis_of(*given_.w, spatial_ + 2));
       }
     }
   }
@@ -236,7 +263,8 @@ class Maker {
     const auto split = [&](Seat seat, const char* what, std::int64_t channels) {
       if (channels % groups != 0)
         fail("groups",
-             std::string("a divisor of ") + what + "=" + std::to_string(channels) + " of '" + argument(seat) + "'",
+             std::string("a divisor of ") + what + "=" + std::to_string(channels) + " of '" +
+                 argument(seat) + "'",
              std::to_string(groups));
       return channels / groups;
     };
@@ -262,7 +290,8 @@ class Maker {
       const std::int64_t kernel = (kernel_[s] - 1) * dilation_[s] + 1;
       if (given_.padding.rule == Padding::Rule::same) {
         const std::int64_t output = (input + stride_[s] - 1) / stride_[s];
-        const std::int64_t total = std::max<std::int64_t>((output - 1) * stride_[s] + kernel - input, 0);
+        const std::int64_t total =
+            std::max<std::int64_t>((output - 1) * stride_[s] + kernel - input, 0);
         low_[s] = total / 2;
         high_[s] = total - low_[s];
       }
@@ -271,11 +300,13 @@ class Maker {
       output_[s] = axis.outputs();
       if (output_[s] < 1)
         fail(face_ == Face::grad_weight ? "kernel_size" : "w",
-             "a (dilated) kernel within the padded input of " + std::to_string(input + low_[s] + high_[s]) +
-                 " along spatial axis " + std::to_string(s) + " (" + geometry() + ")",
+             "a (dilated) kernel within the padded input of " +
+                 std::to_string(input + low_[s] + high_[s]) + " along spatial axis " +
+                 std::to_string(s) + " (" + geometry() + ")",
              "a (dilated) kernel of " + std::to_string(kernel));
       if (output_[s] > max_extent)
-        fail("padding", "an output of at most 2147483647 (" + geometry() + ")", std::to_string(output_[s]));
+        fail("padding", "an output of at most 2147483647 (" + geometry() + ")",
+             std::to_string(output_[s]));
     }
   }
 
@@ -313,30 +344,37 @@ class Maker {
     const auto size = [&](const char* what, int at, const std::string& why) {
       if (layout.shape[at] != want.shape[at])
         fail(name, std::string(what) + "=" + std::to_string(want.shape[at]) + " (" + why + ")",
-             std::string(what) + "=" + std::to_string(layout.shape[at]) + " in shape " + tuple(layout));
+             std::string(what) + "=" + std::to_string(layout.shape[at]) + " in shape " +
+                 tuple(layout));
     };
     if (given_.mapped) size("mapped extent", 0, "as the other operand has");
     if (face_ == Face::grad_input && seat == Seat::y && differ(lead_ + 2, spatial_) &&
-        std::equal(layout.shape + lead_ + 2, layout.shape + lead_ + 2 + spatial_, given_.w->shape + lead_))
-      fail("input_size", "spatial extents of x that give out " + by_axis_of(layout, 2) + ", as 'dy' and 'w' have",
-           by_axis(input_, spatial_) + ", which gives out " + by_axis(output_, spatial_) + " (" + geometry() + ")");
+        std::equal(layout.shape + lead_ + 2, layout.shape + lead_ + 2 + spatial_,
+                   given_.w->shape + lead_))
+      fail("input_size",
+           "spatial extents of x that give out " + by_axis_of(layout, 2) + ", as 'dy' and 'w' have",
+           by_axis(input_, spatial_) + ", which gives out " + by_axis(output_, spatial_) + " (" +
+               geometry() + ")");
     if (seat == Seat::w) {
       if (differ(lead_, spatial_))
         fail(name, "out " + by_axis(output_, spatial_) + " (" + geometry() + ")",
              "out " + by_axis_of(layout, 0) + " in shape " + tuple(layout));
       size("C_out", lead_ + spatial_, "as the other operand has");
       size("C_in/groups", lead_ + spatial_ + 1,
-           "C_in=" + std::to_string(channels_in()) + " in " + std::to_string(given_.groups) + " group(s)");
+           "C_in=" + std::to_string(channels_in()) + " in " + std::to_string(given_.groups) +
+               " group(s)");
       if (differ(lead_ + spatial_ + 2, spatial_))
-        fail(name, "kernel " + by_axis(kernel_, spatial_), "kernel " + by_axis_of(layout, spatial_ + 2));
+        fail(name, "kernel " + by_axis(kernel_, spatial_),
+             "kernel " + by_axis_of(layout, spatial_ + 2));
     } else {
       size("N", lead_, "as the other operand has");
       size(seat == Seat::x ? "C_in" : "C_out", lead_ + 1, "from the weights and groups");
       if (differ(lead_ + 2, spatial_))
         fail(name,
-             std::string(seat == Seat::x ? "in " : "out ") + by_axis(seat == Seat::x ? input_ : output_, spatial_) +
-                 " (" + geometry() + ")",
-             (seat == Seat::x ? "in " : "out ") + by_axis_of(layout, 2) + " in shape " + tuple(layout));
+             std::string(seat == Seat::x ? "in " : "out ") +
+                 by_axis(seat == Seat::x ? input_ : output_, spatial_) + " (" + geometry() + ")",
+             (seat == Seat::x ? "in " : "out ") + by_axis_of(layout, 2) + " in shape " +
+                 tuple(layout));
     }
   }
 
@@ -345,7 +383,8 @@ class Maker {
     std::int64_t stride = 1;
     for (auto d = order.rbegin(); d != order.rend(); ++d) {
       layout.stride[*d] = stride;
-      if (__builtin_mul_overflow(stride, std::max<std::int64_t>(layout.shape[*d], 1), &stride)) stride = INT64_MAX;
+      if (__builtin_mul_overflow(stride, std::max<std::int64_t>(layout.shape[*d], 1), &stride))
+        stride = INT64_MAX;
     }
     return layout;
   }
@@ -362,7 +401,8 @@ class Maker {
     } else {
       const Layout& partner = *given_of(seat == Seat::x ? Seat::y : Seat::x);
       const auto matters = [&](int d) { return partner.shape[d] > 1 && partner.stride[d] != 0; };
-      for (std::size_t i = 1; i < order.size(); ++i)  // insertion: dimensions that say nothing stay where they are
+      for (std::size_t i = 1; i < order.size();
+           ++i)  // insertion: dimensions that say nothing stay where they are
         for (std::size_t j = i; j > 0; --j) {
           const int later = order[j], earlier = order[j - 1];
           if (!matters(later) || !matters(earlier) ||
@@ -374,26 +414,32 @@ class Maker {
     return dense(layout, order);
   }
 
-  // Strides that cannot matter become 0; all offsets and byte sizes must fit in 64 bits; a result must not overlap
-  // itself.
+  // Strides that cannot matter become 0; all offsets and byte sizes must fit in 64 bits; a result
+  // must not overlap itself.
   void normalise(Seat seat) {
     Layout& layout = strides_[static_cast<int>(seat)];
-    const bool empty = std::find(layout.shape, layout.shape + layout.rank, 0) != layout.shape + layout.rank;
+    const bool empty =
+        std::find(layout.shape, layout.shape + layout.rank, 0) != layout.shape + layout.rank;
     std::int64_t elements = 1, extent = 0;
     bool fits = true;
     for (int d = 0; d < layout.rank; ++d) {
       if (empty || layout.shape[d] == 1) layout.stride[d] = 0;
       std::int64_t reach = 0;
-      fits = fits && layout.stride[d] != INT64_MIN && !__builtin_mul_overflow(elements, layout.shape[d], &elements) &&
-             !__builtin_mul_overflow(std::abs(layout.stride[d]), std::max<std::int64_t>(layout.shape[d], 1), &reach) &&
+      fits = fits && layout.stride[d] != INT64_MIN &&
+             !__builtin_mul_overflow(elements, layout.shape[d], &elements) &&
+             !__builtin_mul_overflow(std::abs(layout.stride[d]),
+                                     std::max<std::int64_t>(layout.shape[d], 1), &reach) &&
              !__builtin_add_overflow(extent, reach, &extent);
     }
-    constexpr std::int64_t most = INT64_MAX / 64;  // 16 bytes each, and room for sums of two strides
+    constexpr std::int64_t most =
+        INT64_MAX / 64;  // 16 bytes each, and room for sums of two strides
     if (!fits || elements > most || extent > most)
-      fail(argument(seat), "sizes and strides whose products stay below 2^57 elements", "shape " + tuple(layout));
+      fail(argument(seat), "sizes and strides whose products stay below 2^57 elements",
+           "shape " + tuple(layout));
     if (!empty && seat == result_of(face_) && given_of(seat) && SelfOverlap(layout).found())
       fail("out", "an array no two of whose elements share memory",
-           "shape " + tuple(layout) + " with strides (" + joined(layout.stride, layout.rank, ", ") + ")");
+           "shape " + tuple(layout) + " with strides (" + joined(layout.stride, layout.rank, ", ") +
+               ")");
   }
 
   Problem assemble() const {
@@ -411,7 +457,8 @@ class Maker {
     p.y_channel_stride = y.stride[lead_ + 1];
     p.w_out_stride = w.stride[lead_ + spatial_];
     p.w_in_stride = w.stride[lead_ + spatial_ + 1];
-    const auto parallel_axis = [&](std::int64_t extent, std::int64_t xs, std::int64_t ws, std::int64_t ys) {
+    const auto parallel_axis = [&](std::int64_t extent, std::int64_t xs, std::int64_t ws,
+                                   std::int64_t ys) {
       Axis& axis = p.axes[p.axis_count++];
       axis.input = axis.output = extent;
       axis.x_stride = xs;
@@ -420,13 +467,22 @@ class Maker {
     };
     if (p.mapped) parallel_axis(mapped_, x.stride[0], w.stride[0], y.stride[0]);
     if (p.grouped)
-      parallel_axis(given_.groups, in_ * p.x_channel_stride, out_ * p.w_out_stride, out_ * p.y_channel_stride);
+      parallel_axis(given_.groups, in_ * p.x_channel_stride, out_ * p.w_out_stride,
+                    out_ * p.y_channel_stride);
     for (int s = 0; s < spatial_; ++s) {
       Axis& axis = p.axes[p.axis_count++];
-      axis = {input_[s],          output_[s], kernel_[s], stride_[s],
-              dilation_[s],       input_dilation_[s],     low_[s],
-              high_[s],           x.stride[lead_ + 2 + s], w.stride[lead_ + s],
-              w.stride[lead_ + spatial_ + 2 + s],          y.stride[lead_ + 2 + s]};
+      axis = {input_[s],
+              output_[s],
+              kernel_[s],
+              stride_[s],
+              dilation_[s],
+              input_dilation_[s],
+              low_[s],
+              high_[s],
+              x.stride[lead_ + 2 + s],
+              w.stride[lead_ + s],
+              w.stride[lead_ + spatial_ + 2 + s],
+              y.stride[lead_ + 2 + s]};
     }
     return p;
   }
@@ -440,7 +496,8 @@ class Maker {
   Layout strides_[3];
 };
 
-// Over the outputs (or inputs) of one axis: how many (place, tap) pairs fall inside, and the most at one index.
+// Over the outputs (or inputs) of one axis: how many (place, tap) pairs fall inside, and the most
+// at one index.
 struct Count {
   std::int64_t pairs = 0, most = 0;
 };
@@ -510,7 +567,8 @@ std::int64_t Problem::terms(Face face) const {
 }
 
 double Problem::flops() const {
-  double pairs = 2.0 * static_cast<double>(batch) * static_cast<double>(in_channels) * static_cast<double>(out_channels);
+  double pairs = 2.0 * static_cast<double>(batch) * static_cast<double>(in_channels) *
+                 static_cast<double>(out_channels);
   for (int s = 0; s < axis_count; ++s) pairs *= static_cast<double>(count_sources(axes[s]).pairs);
   return pairs;
 }
@@ -519,21 +577,26 @@ double Problem::flops(DType dtype) const { return flops() * (parts_of(dtype) == 
 
 double Problem::bytes(DType dtype) const {
   double elements = 0;
-  for (Seat seat : {Seat::x, Seat::w, Seat::y}) elements += static_cast<double>(layout(seat).elements());
+  for (Seat seat : {Seat::x, Seat::w, Seat::y})
+    elements += static_cast<double>(layout(seat).elements());
   return elements * static_cast<double>(size_of(dtype));
 }
 
 std::size_t hash(const Problem& p) {
   std::size_t h = 0;
-  const auto mix = [&](std::int64_t v) { h = (h ^ static_cast<std::size_t>(v)) * 0x9e3779b97f4a7c15u + (h >> 29); };
-  for (std::int64_t v : {p.batch, p.in_channels, p.out_channels, p.x_batch_stride, p.x_channel_stride, p.w_in_stride,
-                         p.w_out_stride, p.y_batch_stride, p.y_channel_stride, std::int64_t{p.axis_count},
-                         std::int64_t{p.mapped}, std::int64_t{p.grouped}})
+  const auto mix = [&](std::int64_t v) {
+    h = (h ^ static_cast<std::size_t>(v)) * 0x9e3779b97f4a7c15u + (h >> 29);
+  };
+  for (std::int64_t v :
+       {p.batch, p.in_channels, p.out_channels, p.x_batch_stride, p.x_channel_stride, p.w_in_stride,
+        p.w_out_stride, p.y_batch_stride, p.y_channel_stride, std::int64_t{p.axis_count},
+        std::int64_t{p.mapped}, std::int64_t{p.grouped}})
     mix(v);
   for (int s = 0; s < p.axis_count; ++s) {
     const Axis& a = p.axes[s];
-    for (std::int64_t v : {a.input, a.output, a.kernel, a.stride, a.dilation, a.input_dilation, a.padding_low,
-                           a.padding_high, a.x_stride, a.w_place_stride, a.w_tap_stride, a.y_stride})
+    for (std::int64_t v :
+         {a.input, a.output, a.kernel, a.stride, a.dilation, a.input_dilation, a.padding_low,
+          a.padding_high, a.x_stride, a.w_place_stride, a.w_tap_stride, a.y_stride})
       mix(v);
   }
   return h;

@@ -1,8 +1,9 @@
 // The geometry of a locally connected layer, parsed once and trusted afterwards.
 //
-// An Axis is one separable dimension (height, width, depth, groups, a mapped extent); a Problem is a few axes, the
-// batch, two channel counts and the element strides of x, w and y. make_problem is the only validator; kernels trust
-// what it returns. No pointers, no dtype, no device: those belong to a Call (unshared.hpp).
+// An Axis is one separable dimension (height, width, depth, groups, a mapped extent); a Problem is
+// a few axes, the batch, two channel counts and the element strides of x, w and y. make_problem is
+// the only validator; kernels trust what it returns. No pointers, no dtype, no device: those belong
+// to a Call (unshared.hpp).
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,9 @@
 #include <string>
 #include <string_view>
 
-// Code that is compiled once per instruction set must leave no shared inline function behind: the linker would keep
-// one copy, maybe of a level this machine lacks. Hence "always inline", which leaves none.
+// Code that is compiled once per instruction set must leave no shared inline function behind: the
+// linker would keep one copy, maybe of a level this machine lacks. Hence "always inline", which
+// leaves none.
 #if defined(__CUDACC__)
 #define UNSHARED_INLINE __host__ __device__ __forceinline__
 #else
@@ -27,7 +29,8 @@
 
 namespace unshared {
 
-// The three partial derivatives of T(x, w, y) = sum of y * x * w: each face fills the seat it is named after.
+// The three partial derivatives of T(x, w, y) = sum of y * x * w: each face fills the seat it is
+// named after.
 enum class Face { forward, grad_input, grad_weight };
 enum class Seat { x, w, y };
 enum class DType { float32, float64, float16, bfloat16, complex64, complex128 };
@@ -35,9 +38,10 @@ enum class DType { float32, float64, float16, bfloat16, complex64, complex128 };
 inline constexpr int face_count = 3;
 inline constexpr int dtype_count = 6;
 inline constexpr int max_spatial = 3;
-inline constexpr int max_axes = 5;                              // a mapped axis, groups, three spatial
-inline constexpr int max_dims = 1 + max_spatial + 2 + max_spatial;  // a mapped weight: m, o, b, a, k
-inline constexpr std::int64_t max_extent = 2147483647;          // of any single size or option
+inline constexpr int max_axes = 5;  // a mapped axis, groups, three spatial
+inline constexpr int max_dims =
+    1 + max_spatial + 2 + max_spatial;  // a mapped weight: m, o, b, a, k
+inline constexpr std::int64_t max_extent = 2147483647;  // of any single size or option
 
 constexpr Seat result_of(Face face) {
   return face == Face::forward ? Seat::y : face == Face::grad_input ? Seat::x : Seat::w;
@@ -49,7 +53,8 @@ struct Axis {
   std::int64_t stride = 1, dilation = 1, input_dilation = 1, padding_low = 0, padding_high = 0;
   std::int64_t x_stride = 0, w_place_stride = 0, w_tap_stride = 0, y_stride = 0;  // in elements
 
-  // The input index that feeds output o through tap k; -1 if that tap falls into padding (or between dilated inputs).
+  // The input index that feeds output o through tap k; -1 if that tap falls into padding (or
+  // between dilated inputs).
   UNSHARED_INLINE constexpr std::int64_t source(std::int64_t o, std::int64_t k) const {
     const std::int64_t at = o * stride + k * dilation - padding_low;
     if (at < 0) return -1;
@@ -65,9 +70,11 @@ struct Axis {
     return o < output && o * stride == at ? o : -1;
   }
 
-  // How many places there are; zero or less if the dilated kernel does not fit into the padded, dilated input.
+  // How many places there are; zero or less if the dilated kernel does not fit into the padded,
+  // dilated input.
   constexpr std::int64_t outputs() const {
-    const std::int64_t padded = (input == 0 ? 0 : (input - 1) * input_dilation + 1) + padding_low + padding_high;
+    const std::int64_t padded =
+        (input == 0 ? 0 : (input - 1) * input_dilation + 1) + padding_low + padding_high;
     const std::int64_t spare = padded - ((kernel - 1) * dilation + 1);
     return spare < 0 ? 0 : spare / stride + 1;
   }
@@ -75,8 +82,9 @@ struct Axis {
   bool operator==(const Axis&) const = default;
 };
 
-// Shape and element strides of one tensor in logical order (api.md): x (N, C_in, *in), y (N, C_out, *out),
-// w (*out, C_out, C_in/groups, *kernel), each with a leading mapped extent if the problem is mapped.
+// Shape and element strides of one tensor in logical order (api.md): x (N, C_in, *in), y (N, C_out,
+// *out), w (*out, C_out, C_in/groups, *kernel), each with a leading mapped extent if the problem is
+// mapped.
 struct Layout {
   int rank = 0;
   std::int64_t shape[max_dims] = {};
@@ -88,10 +96,10 @@ struct Layout {
 
 struct Problem {
   int axis_count = 0;
-  int spatial = 0;         // the last `spatial` axes are spatial;
-  bool mapped = false;     // the first is the mapped one, if there is one;
-  bool grouped = false;    // between them stands the axis of groups, if there are several
-  Axis axes[max_axes];     // order: mapped, groups, spatial (row-major: the last runs fastest)
+  int spatial = 0;  // the last `spatial` axes are spatial;
+  bool mapped = false;  // the first is the mapped one, if there is one;
+  bool grouped = false;  // between them stands the axis of groups, if there are several
+  Axis axes[max_axes];  // order: mapped, groups, spatial (row-major: the last runs fastest)
 
   std::int64_t batch = 0, in_channels = 0, out_channels = 0;  // channels of one group
   std::int64_t x_batch_stride = 0, x_channel_stride = 0;
@@ -103,8 +111,9 @@ struct Problem {
 
   UNSHARED_API Layout layout(Seat seat) const;
 
-  // What the problem asks for: the longest chain of one result element, all multiplications and additions that fall
-  // inside the input (of real numbers; a complex product counts four times), and x, w and y moved once each.
+  // What the problem asks for: the longest chain of one result element, all multiplications and
+  // additions that fall inside the input (of real numbers; a complex product counts four times),
+  // and x, w and y moved once each.
   UNSHARED_API std::int64_t terms(Face face) const;
   UNSHARED_API double flops() const;
   UNSHARED_API double flops(DType dtype) const;
@@ -117,7 +126,8 @@ struct Problem {
 struct UNSHARED_API Error : std::runtime_error {
   enum class Kind { type, value, unsupported };
 
-  Error(Kind kind, std::string operation, std::string argument, std::string expected, std::string found);
+  Error(Kind kind, std::string operation, std::string argument, std::string expected,
+        std::string found);
 
   Kind kind;
   std::string operation, argument, expected, found;
@@ -138,13 +148,14 @@ struct Padding {
   Extents low = Extents::all(0), high = Extents::all(0);
 };
 
-// What a user states; make_problem turns it into a Problem or throws. The layouts of the face's two operands are
-// required. That of its result is optional: left out, the result gets a dense layout in the memory order of its
-// partner (y of x, x of y), and a weight gradient the order [out][C_in][kernel][C_out].
+// What a user states; make_problem turns it into a Problem or throws. The layouts of the face's two
+// operands are required. That of its result is optional: left out, the result gets a dense layout
+// in the memory order of its partner (y of x, x of y), and a weight gradient the order
+// [out][C_in][kernel][C_out].
 struct Arguments {
   Face face = Face::forward;
   std::optional<Layout> x, w, y;
-  std::optional<Extents> input_size;   // grad_input: spatial extents of x
+  std::optional<Extents> input_size;  // grad_input: spatial extents of x
   std::optional<Extents> kernel_size;  // grad_weight: extents of the kernel
   Extents stride = Extents::all(1), dilation = Extents::all(1), input_dilation = Extents::all(1);
   Padding padding;
@@ -154,13 +165,15 @@ struct Arguments {
 
 UNSHARED_API Problem make_problem(const Arguments& arguments);
 
-// The text form, e.g. "n4 a3>b8 i32x32 k4x4 s2 p0"; parse_problem(to_string(p)) == p. See problem_text.cpp.
+// The text form, e.g. "n4 a3>b8 i32x32 k4x4 s2 p0"; parse_problem(to_string(p)) == p. See
+// problem_text.cpp.
 UNSHARED_API std::string to_string(const Problem& problem);
 UNSHARED_API Problem parse_problem(std::string_view text);
 UNSHARED_API std::size_t hash(const Problem& problem);
 
 UNSHARED_API const char* name_of(Face face);
 UNSHARED_API const char* name_of(DType dtype);
-UNSHARED_API const char* argument_of(Face face, Seat seat);  // what users call that tensor: "x", "w", "dy" or "out"
+UNSHARED_API const char* argument_of(
+    Face face, Seat seat);  // what users call that tensor: "x", "w", "dy" or "out"
 
 }  // namespace unshared

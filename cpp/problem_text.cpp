@@ -1,11 +1,13 @@
-// The text form of a Problem: one line that is a test case, a test's name, a benchmark row and the tail of an error.
+// The text form of a Problem: one line that is a test case, a test's name, a benchmark row and the
+// tail of an error.
 //
 //   [m2] n4 a3>b8 [g1] i32x32 k4x4 [s2] [p0] [d1] [e1] [x:nai] [w:obak] [y:nbo]
 //
-// m mapped extent, n batch, a>b channels in and out (all groups together), g groups, i input, k kernel, s stride,
-// p padding (low, or low:high), d dilation, e input dilation: one number for every spatial axis, or one each joined by
-// "x". Then the memory order of each tensor, slowest first: n, a, b, i, o (all places), k (all taps), m. Strides no
-// order can say stand in brackets, one per logical dimension. What equals the default (in brackets above) is left out.
+// m mapped extent, n batch, a>b channels in and out (all groups together), g groups, i input, k
+// kernel, s stride, p padding (low, or low:high), d dilation, e input dilation: one number for
+// every spatial axis, or one each joined by "x". Then the memory order of each tensor, slowest
+// first: n, a, b, i, o (all places), k (all taps), m. Strides no order can say stand in brackets,
+// one per logical dimension. What equals the default (in brackets above) is left out.
 #include <algorithm>
 #include <charconv>
 #include <numeric>
@@ -52,7 +54,8 @@ bool lay_out(Layout& layout, Seat seat, std::string_view order, int spatial, boo
     for (int d = span.first + span.count - 1; d >= span.first; --d) {
       if (layout.stride[d] != -1) return false;
       layout.stride[d] = stride;
-      if (__builtin_mul_overflow(stride, std::max<std::int64_t>(layout.shape[d], 1), &stride)) stride = INT64_MAX;
+      if (__builtin_mul_overflow(stride, std::max<std::int64_t>(layout.shape[d], 1), &stride))
+        stride = INT64_MAX;
       ++named;
     }
   }
@@ -75,7 +78,8 @@ std::string order_text(const Problem& p, int seat) {
   std::string order = logical;
   Layout candidate = layout;
   const auto fits = [&] {
-    return lay_out(candidate, seats[seat], order, p.spatial, p.mapped) && without_idle_strides(candidate) == layout;
+    return lay_out(candidate, seats[seat], order, p.spatial, p.mapped) &&
+           without_idle_strides(candidate) == layout;
   };
   if (fits()) return "";
   std::sort(order.begin(), order.end());
@@ -83,12 +87,14 @@ std::string order_text(const Problem& p, int seat) {
     if (fits()) return prefix + order;
   } while (std::next_permutation(order.begin(), order.end()));
   std::string text = prefix + "[";
-  for (int d = 0; d < layout.rank; ++d) text += (d != 0 ? "," : "") + std::to_string(layout.stride[d]);
+  for (int d = 0; d < layout.rank; ++d)
+    text += (d != 0 ? "," : "") + std::to_string(layout.stride[d]);
   return text + "]";
 }
 
 [[noreturn]] void bad(std::string_view token, const std::string& expected) {
-  throw Error(Error::Kind::value, "parse_problem", "text", expected, "'" + std::string(token) + "'");
+  throw Error(Error::Kind::value, "parse_problem", "text", expected,
+              "'" + std::string(token) + "'");
 }
 
 std::int64_t whole(std::string_view token, std::string_view digits) {
@@ -131,7 +137,8 @@ Padding padding(std::string_view token, std::string_view list) {
     if (s >= max_spatial) bad(token, "at most three spatial axes");
     const std::size_t colon = part.find(':');
     p.low.value[s] = number(token, part.substr(0, colon));
-    p.high.value[s] = colon == std::string_view::npos ? p.low.value[s] : number(token, part.substr(colon + 1));
+    p.high.value[s] =
+        colon == std::string_view::npos ? p.low.value[s] : number(token, part.substr(colon + 1));
   });
   p.high.count = p.low.count;
   p.low.single = p.high.single = p.low.count == 1;
@@ -141,12 +148,14 @@ Padding padding(std::string_view token, std::string_view list) {
 }  // namespace
 
 std::string to_string(const Problem& p) {
-  // Numbers per spatial axis, shortened to one where all agree (extents of one axis alone never mislead).
+  // Numbers per spatial axis, shortened to one where all agree (extents of one axis alone never
+  // mislead).
   const auto per_axis = [&](char letter, auto text_of, bool shorten) {
     std::vector<std::string> parts;
     for (int s = 0; s < p.spatial; ++s) parts.push_back(text_of(p.spatial_axis(s)));
     std::string text = std::string(" ") + letter + parts[0];
-    if (shorten && std::all_of(parts.begin(), parts.end(), [&](const auto& part) { return part == parts[0]; }))
+    if (shorten &&
+        std::all_of(parts.begin(), parts.end(), [&](const auto& part) { return part == parts[0]; }))
       return text;
     for (std::size_t s = 1; s < parts.size(); ++s) text += "x" + parts[s];
     return text;
@@ -158,14 +167,19 @@ std::string to_string(const Problem& p) {
   const auto text = [](std::int64_t v) { return std::to_string(v); };
 
   std::string line = p.mapped ? "m" + text(p.axes[0].input) + " " : "";
-  line += "n" + text(p.batch) + " a" + text(p.in_channels * p.groups()) + ">b" + text(p.out_channels * p.groups());
+  line += "n" + text(p.batch) + " a" + text(p.in_channels * p.groups()) + ">b" +
+          text(p.out_channels * p.groups());
   if (p.grouped) line += " g" + text(p.groups());
   line += per_axis('i', [&](const Axis& a) { return text(a.input); }, false);
   line += per_axis('k', [&](const Axis& a) { return text(a.kernel); }, false);
   line += option('s', [&](const Axis& a) { return text(a.stride); }, "1");
-  line += option('p', [&](const Axis& a) {
-        return text(a.padding_low) + (a.padding_low == a.padding_high ? "" : ":" + text(a.padding_high));
-      }, "0");
+  line += option(
+      'p',
+      [&](const Axis& a) {
+        return text(a.padding_low) +
+               (a.padding_low == a.padding_high ? "" : ":" + text(a.padding_high));
+      },
+      "0");
   line += option('d', [&](const Axis& a) { return text(a.dilation); }, "1");
   line += option('e', [&](const Axis& a) { return text(a.input_dilation); }, "1");
   for (int seat = 0; seat < 3; ++seat) line += order_text(p, seat);
@@ -207,17 +221,20 @@ Problem parse_problem(std::string_view text) {
       case 'p': arguments.padding = padding(token, rest); break;
       case 'd': arguments.dilation = extents(token, rest); break;
       case 'e': arguments.input_dilation = extents(token, rest); break;
-      default: bad(token, "a token of the text form, such as n4, a3>b8, i32x32, k4x4, s2, p0, w:oakb");
+      default:
+        bad(token, "a token of the text form, such as n4, a3>b8, i32x32, k4x4, s2, p0, w:oakb");
     }
   }
   if (batch < 0 || in < 0 || out < 0 || !input || !kernel) bad("...", "at least n, a>b, i and k");
   input->single = false;
-  if (kernel->single) *kernel = {input->count, false, {kernel->value[0], kernel->value[0], kernel->value[0]}};
-  for (const Extents* e : {&*kernel, &arguments.stride, &arguments.dilation, &arguments.input_dilation,
-                           &arguments.padding.low})
+  if (kernel->single)
+    *kernel = {input->count, false, {kernel->value[0], kernel->value[0], kernel->value[0]}};
+  for (const Extents* e : {&*kernel, &arguments.stride, &arguments.dilation,
+                           &arguments.input_dilation, &arguments.padding.low})
     if (!e->single && e->count != input->count) bad("...", "as many numbers per axis as i has");
 
-  // All three layouts are stated, so that any face would do: the shape of y from the sizes, then the memory orders.
+  // All three layouts are stated, so that any face would do: the shape of y from the sizes, then
+  // the memory orders.
   arguments.mapped = mapped >= 0;
   const int spatial = input->count;
   const auto at = [](const Extents& e, int s) { return e.value[e.single ? 0 : s]; };
@@ -226,7 +243,8 @@ Problem parse_problem(std::string_view text) {
     const auto add = [&](std::int64_t size) { layout.shape[layout.rank++] = size; };
     const auto add_outputs = [&] {
       for (int s = 0; s < spatial; ++s) {
-        Axis axis{input->value[s], 0, kernel->value[s], std::max<std::int64_t>(at(arguments.stride, s), 1)};
+        Axis axis{input->value[s], 0, kernel->value[s],
+                  std::max<std::int64_t>(at(arguments.stride, s), 1)};
         axis.dilation = at(arguments.dilation, s);
         axis.input_dilation = at(arguments.input_dilation, s);
         axis.padding_low = at(arguments.padding.low, s);
@@ -254,9 +272,10 @@ Problem parse_problem(std::string_view text) {
     const std::string_view order = orders[seat];
     if (order.starts_with('[')) {
       if (!order.ends_with(']')) bad(order, "strides in brackets");
-      const int count = for_each_part(order.substr(1, order.size() - 2), ',', [&](int d, std::string_view part) {
-        if (d < layout.rank) layout.stride[d] = whole(order, part);
-      });
+      const int count =
+          for_each_part(order.substr(1, order.size() - 2), ',', [&](int d, std::string_view part) {
+            if (d < layout.rank) layout.stride[d] = whole(order, part);
+          });
       if (count != layout.rank) bad(order, std::to_string(layout.rank) + " strides");
     } else {
       const std::string logical = (arguments.mapped ? "m" : "") + std::string(logical_order[seat]);

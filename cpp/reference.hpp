@@ -1,10 +1,12 @@
-// The definition. Each face as a plain gather: one function computes one result element as one chain of fused
-// multiply-adds in the canonical order, for any strides and any dtype. Every other kernel must equal it bit for bit.
-// Host and device text in one: the last kernel of every list, and the naive device kernel.
+// The definition. Each face as a plain gather: one function computes one result element as one
+// chain of fused multiply-adds in the canonical order, for any strides and any dtype. Every other
+// kernel must equal it bit for bit. Host and device text in one: the last kernel of every list, and
+// the naive device kernel.
 //
-// Accumulator: float32 for half types (widened exactly, rounded once at the end), else the element type.
-// Order: forward - input channels a ascending, within each the taps k ascending; grad_input - the output places that
-// reach i ascending, within each b ascending; grad_weight - the batch n ascending. Places and taps are row-major.
+// Accumulator: float32 for half types (widened exactly, rounded once at the end), else the element
+// type. Order: forward - input channels a ascending, within each the taps k ascending; grad_input -
+// the output places that reach i ascending, within each b ascending; grad_weight - the batch n
+// ascending. Places and taps are row-major.
 #pragma once
 
 #include "scalar.hpp"
@@ -95,7 +97,8 @@ UNSHARED_INLINE void forward(const Problem& p, const Operands<T>& t, std::int64_
   t.result[y] = round_to<T>(sum.sum);
 }
 
-// dx[n, i, a], element e = (i, n, a) with a fastest. Along an axis the places reaching i ascend as the taps descend.
+// dx[n, i, a], element e = (i, n, a) with a fastest. Along an axis the places reaching i ascend as
+// the taps descend.
 template <class T>
 UNSHARED_INLINE void grad_input(const Problem& p, const Operands<T>& t, std::int64_t e) {
   const std::int64_t a = e % p.in_channels, n = e / p.in_channels % p.batch;
@@ -130,8 +133,7 @@ template <class T>
 UNSHARED_INLINE void grad_weight(const Problem& p, const Operands<T>& t, std::int64_t e) {
   const std::int64_t b = e % p.out_channels, a = e / p.out_channels % p.in_channels;
   Index k, o;
-  const std::int64_t place =
-      unravel(p, e / p.out_channels / p.in_channels, k, &Axis::kernel);
+  const std::int64_t place = unravel(p, e / p.out_channels / p.in_channels, k, &Axis::kernel);
   unravel(p, place, o, &Axis::output);
   std::int64_t x = a * p.x_channel_stride, y = b * p.y_channel_stride;
   std::int64_t w = a * p.w_in_stride + b * p.w_out_stride;

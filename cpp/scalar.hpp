@@ -1,5 +1,6 @@
-// Element types: the storage types of the six dtypes, their accumulators, exact widening, one rounding at the end,
-// and the only switch over dtypes in the library (visit). Host and device text in one.
+// Element types: the storage types of the six dtypes, their accumulators, exact widening, one
+// rounding at the end, and the only switch over dtypes in the library (visit). Host and device text
+// in one.
 #pragma once
 
 #include <bit>
@@ -27,7 +28,9 @@ template <class R>
 UNSHARED_INLINE Complex<R> widen(Complex<R> v) {
   return v;
 }
-UNSHARED_INLINE float widen(BFloat16 v) { return std::bit_cast<float>(std::uint32_t{v.bits} << 16); }
+UNSHARED_INLINE float widen(BFloat16 v) {
+  return std::bit_cast<float>(std::uint32_t{v.bits} << 16);
+}
 UNSHARED_INLINE float widen(Half v) {
   const std::uint32_t sign = std::uint32_t{v.bits & 0x8000u} << 16;
   const std::uint32_t magnitude = v.bits & 0x7fffu;
@@ -65,7 +68,8 @@ struct Rounder<Half> {
     if (magnitude > 0x7f800000u)
       return {static_cast<std::uint16_t>(sign | 0x7e00u | (magnitude >> 13 & 0x3ffu))};
     if (magnitude >= 0x47800000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};
-    if (magnitude < 0x38800000u) {  // the sum below rounds to a multiple of 2^-24, the smallest subnormal
+    if (magnitude <
+        0x38800000u) {  // the sum below rounds to a multiple of 2^-24, the smallest subnormal
       const float m = std::bit_cast<float>(magnitude) + 0.5f;
       return {static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(m) - 0x3f000000u))};
     }
@@ -86,7 +90,8 @@ UNSHARED_INLINE Complex<R> conjugate(Complex<R> v, bool yes) {
   return {v.re, yes ? -v.im : v.im};
 }
 
-// One link of the canonical chain. The builtins are the instruction where there is one, libm's exact fma elsewhere.
+// One link of the canonical chain. The builtins are the instruction where there is one, libm's
+// exact fma elsewhere.
 UNSHARED_INLINE float chain(float p, float q, float sum) { return __builtin_fmaf(p, q, sum); }
 UNSHARED_INLINE double chain(double p, double q, double sum) { return __builtin_fma(p, q, sum); }
 template <class R>
@@ -98,7 +103,8 @@ UNSHARED_INLINE Complex<R> chain(Complex<R> p, Complex<R> q, Complex<R> sum) {
   return sum;
 }
 
-// What a storage type T is to the kernels: Real is the type sums are kept in, parts the reals per element.
+// What a storage type T is to the kernels: Real is the type sums are kept in, parts the reals per
+// element.
 template <class T>
 struct Scalar;
 template <>

@@ -16,8 +16,8 @@
 namespace unshared {
 namespace {
 
-// True in a process forked after this library was loaded. The handler is armed at load, not at the first call:
-// another user of the same OpenMP runtime may have started its threads before us.
+// True in a process forked after this library was loaded. The handler is armed at load, not at the
+// first call: another user of the same OpenMP runtime may have started its threads before us.
 std::atomic<bool> forked_child{false};
 #if defined(__unix__) || defined(__APPLE__)
 [[maybe_unused]] const int armed =
@@ -66,7 +66,8 @@ double multiplications_worth_a_thread() noexcept {
   return worth;
 }
 
-void parallel(std::int64_t items, std::int64_t run, int threads, Body body, const void* context) noexcept {
+void parallel(std::int64_t items, std::int64_t run, int threads, Body body,
+              const void* context) noexcept {
   if (items <= 0) return;
   if (run < 1) run = 1;
 #if defined(_OPENMP)

@@ -1,7 +1,8 @@
 // The public door of the C++ library: describe a problem (problem.hpp), name the pointers, run.
 //
-// Contract: inputs are never written; everything is checked before the first write; nothing is allocated after it;
-// nothing is copied between devices or synchronised; an empty problem returns at once with its result defined.
+// Contract: inputs are never written; everything is checked before the first write; nothing is
+// allocated after it; nothing is copied between devices or synchronised; an empty problem returns
+// at once with its result defined.
 #pragma once
 
 #include <string>
@@ -14,8 +15,9 @@ namespace unshared {
 
 enum class Place { cpu, cuda };
 
-// The pointers and the manner of one call. `first` and `second` are the operands in the order users type them:
-// forward (x, w) -> y, grad_input (dy, w) -> dx, grad_weight (x, dy) -> dw. Each points at the element of index zero.
+// The pointers and the manner of one call. `first` and `second` are the operands in the order users
+// type them: forward (x, w) -> y, grad_input (dy, w) -> dx, grad_weight (x, dy) -> dw. Each points
+// at the element of index zero.
 struct Call {
   Face face = Face::forward;
   DType dtype = DType::float32;
@@ -25,11 +27,12 @@ struct Call {
   void* result = nullptr;
   bool accumulate = false;  // start every chain from what `result` holds instead of from zero
   bool conjugate_first = false, conjugate_second = false;
-  int threads = 0;          // of the CPU; 0: as many as this process may use
-  void* stream = nullptr;   // of CUDA
+  int threads = 0;  // of the CPU; 0: as many as this process may use
+  void* stream = nullptr;  // of CUDA
 };
 
-// Computes one face. Throws Error, before anything is written, if the call cannot be done as stated.
+// Computes one face. Throws Error, before anything is written, if the call cannot be done as
+// stated.
 UNSHARED_API void run(const Problem& problem, const Call& call);
 
 // Which kernel would run, and why those ahead of it in the list declined.
@@ -37,14 +40,15 @@ struct Explanation {
   std::string kernel, level;
   std::vector<std::pair<std::string, std::string>> declined;  // name, reason
 };
-UNSHARED_API Explanation explain(const Problem& problem, Face face, DType dtype, Place place = Place::cpu);
+UNSHARED_API Explanation explain(const Problem& problem, Face face, DType dtype,
+                                 Place place = Place::cpu);
 
 struct BuildInfo {
   std::string version;
   std::vector<std::string> levels_built, levels_usable;
-  std::string level;        // in use (UNSHARED_ISA caps it)
+  std::string level;  // in use (UNSHARED_ISA caps it)
   bool openmp = false, cuda_built = false, cuda_available = false;
-  int threads = 1;          // default number
+  int threads = 1;  // default number
 };
 UNSHARED_API BuildInfo build_info();
 

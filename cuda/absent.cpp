@@ -3,7 +3,9 @@
 
 namespace unshared {
 
-CudaState cuda_state() noexcept { return {false, false, "this build of unshared has no CUDA kernels"}; }
+CudaState cuda_state() noexcept {
+  return {false, false, "this build of unshared has no CUDA kernels"};
+}
 const KernelTable* cuda_table() noexcept { return nullptr; }
 
 }  // namespace unshared

@@ -1,4 +1,5 @@
-// The door: pointer checks before the first write, empty problems, explain, the floating-point environment, fork.
+// The door: pointer checks before the first write, empty problems, explain, the floating-point
+// environment, fork.
 #include <doctest/doctest.h>
 
 #include <atomic>
@@ -41,7 +42,9 @@ struct Tensors {
     std::iota(x.begin(), x.end(), 1.0f);
     std::iota(w.begin(), w.end(), -3.0f);
   }
-  static std::size_t size(const Problem& p, Seat seat) { return static_cast<std::size_t>(p.layout(seat).elements()); }
+  static std::size_t size(const Problem& p, Seat seat) {
+    return static_cast<std::size_t>(p.layout(seat).elements());
+  }
   Call forward() {
     Call call;
     call.first = x.data();
@@ -97,7 +100,8 @@ TEST_CASE("a call allocates nothing") {
 TEST_CASE("empty problems have defined results") {
   Tensors none(parse_problem("n0 a3>b4 i5x5 k3x3"));
   run(parse_problem("n0 a3>b4 i5x5 k3x3"), none.forward());
-  for (const char* line : {"n2 a0>b4 i5x5 k3x3", "n2 a3>b4 i0x0 k3x3 p2"}) {  // results with elements, but empty sums
+  for (const char* line :
+       {"n2 a0>b4 i5x5 k3x3", "n2 a3>b4 i0x0 k3x3 p2"}) {  // results with elements, but empty sums
     const Problem problem = parse_problem(line);
     Tensors t(problem);
     Call call = t.forward();

@@ -1,5 +1,6 @@
-// Every kernel of every level equals the reference bit for bit on random real data: all cases of cases.txt, all dtypes,
-// faces, thread counts, accumulation and conjugation. No tolerance. Nothing outside the result is written.
+// Every kernel of every level equals the reference bit for bit on random real data: all cases of
+// cases.txt, all dtypes, faces, thread counts, accumulation and conjugation. No tolerance. Nothing
+// outside the result is written.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -22,7 +23,8 @@ struct Level {
   const KernelTable& table;
 };
 
-// The levels this machine can run; the first one's reference is the definition all are compared with.
+// The levels this machine can run; the first one's reference is the definition all are compared
+// with.
 std::vector<Level> levels() {
 #if defined(__x86_64__)
   std::vector<Level> all{{"v2", kernel_table_v2()}};
@@ -38,7 +40,8 @@ std::vector<Level> levels() {
 
 constexpr std::int64_t margin = 64;  // elements on either side that must stay as they are
 
-// An array with room for the layout's elements and margins; data() points at the element of index zero.
+// An array with room for the layout's elements and margins; data() points at the element of index
+// zero.
 template <class T>
 class Array {
  public:
@@ -54,11 +57,13 @@ class Array {
   T* data() { return cells_.data() + zero_; }
   std::vector<T>& cells() { return cells_; }
 
-  // Numbers of both signs and many magnitudes, the same on every platform: no library function takes part.
+  // Numbers of both signs and many magnitudes, the same on every platform: no library function
+  // takes part.
   void fill(std::mt19937_64& random) {
     using Real = typename Scalar<T>::Real;
     const auto draw = [&] {
-      const auto mantissa = static_cast<double>(static_cast<std::int64_t>(random()) >> 11) * 0x1p-52;
+      const auto mantissa =
+          static_cast<double>(static_cast<std::int64_t>(random()) >> 11) * 0x1p-52;
       return static_cast<Real>(std::ldexp(mantissa, static_cast<int>(random() % 8) - 4));
     };
     for (T& cell : cells_) {
@@ -97,7 +102,8 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
   if (problem.layout(result_seat).elements() == 0) return;
 
   std::mt19937_64 random(hash(problem));
-  Array<T> first(problem.layout(first_seat)), second(problem.layout(second_seat)), start(problem.layout(result_seat));
+  Array<T> first(problem.layout(first_seat)), second(problem.layout(second_seat)),
+      start(problem.layout(result_seat));
   first.fill(random);
   second.fill(random);
   start.fill(random);
@@ -124,8 +130,9 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
           call.threads = threads;
           kernel->run(problem, call);
           compared.insert(std::string(level.name) + " " + kernel->name);
-          CHECK_MESSAGE(found.same_bits(expected), level.name, " ", kernel->name, " ", name_of(face), " ",
-                        name_of(dtype), " threads=", threads, " manner=", manner, " on ", to_string(problem));
+          CHECK_MESSAGE(found.same_bits(expected), level.name, " ", kernel->name, " ",
+                        name_of(face), " ", name_of(dtype), " threads=", threads,
+                        " manner=", manner, " on ", to_string(problem));
         }
       }
   }
@@ -144,27 +151,31 @@ TEST_CASE("every kernel equals the reference bit for bit") {
     for (int d = 0; d < dtype_count; ++d)
       for (Face face : {Face::forward, Face::grad_input, Face::grad_weight})
         visit(static_cast<DType>(d), [&](auto type) {
-          compare_all<typename decltype(type)::type>(problem, static_cast<DType>(d), face, compared);
+          compare_all<typename decltype(type)::type>(problem, static_cast<DType>(d), face,
+                                                     compared);
         });
   }
   CHECK(cases >= 30);
   for (const Level& level : levels())
     for (const char* kernel : {"tiles", "reference"})
       if (std::string(level.name) != "v2" || std::string(kernel) == "reference")
-        CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel), level.name, " ", kernel);
+        CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel), level.name, " ",
+                      kernel);
 }
 
 TEST_CASE("the bits are the same on every platform") {
   std::uint64_t digest = 0xcbf29ce484222325u;  // FNV-1a over every byte of every result
-  for (const char* line : {"n3 a5>b6 i7x6 k3x2 s2x1 p1 d1x2", "n14 a18>b17 i5x5 k3x3 x:nia y:nob w:oakb",
-                           "n2 a6>b4 g2 i4x3x5 k2x1x3 e1x2x1 p1"})
+  for (const char* line :
+       {"n3 a5>b6 i7x6 k3x2 s2x1 p1 d1x2", "n14 a18>b17 i5x5 k3x3 x:nia y:nob w:oakb",
+        "n2 a6>b4 g2 i4x3x5 k2x1x3 e1x2x1 p1"})
     for (int d = 0; d < dtype_count; ++d)
       for (Face face : {Face::forward, Face::grad_input, Face::grad_weight})
         visit(static_cast<DType>(d), [&](auto type) {
           using T = typename decltype(type)::type;
           const Problem problem = parse_problem(line);
           std::mt19937_64 random(1);
-          Array<T> x(problem.layout(Seat::x)), w(problem.layout(Seat::w)), y(problem.layout(Seat::y));
+          Array<T> x(problem.layout(Seat::x)), w(problem.layout(Seat::w)),
+              y(problem.layout(Seat::y));
           for (Array<T>* array : {&x, &w, &y}) array->fill(random);
           Array<T>& result = face == Face::forward ? y : face == Face::grad_input ? x : w;
           Call call{face, static_cast<DType>(d)};
@@ -188,14 +199,16 @@ TEST_CASE("half types: widening is exact and rounding is to nearest even, for ev
       CHECK(std::isnan(f));
       CHECK(std::isnan(widen(round_to<Half>(f))));
     } else {
-      const float magnitude = exponent == 31  ? INFINITY
-                              : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                              : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+      const float magnitude = exponent == 31 ? INFINITY
+                              : exponent == 0
+                                  ? std::ldexp(static_cast<float>(fraction), -24)
+                                  : std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
       CHECK(f == (h & 0x8000 ? -magnitude : magnitude));
       CHECK(round_to<Half>(f).bits == h);
       if (exponent < 31) {  // halfway to the next number: to even; a hair beyond: up
-        const float next = exponent == 30 && fraction == 1023 ? 65536.0f
-                                                              : widen(Half{static_cast<std::uint16_t>((h & 0x7fff) + 1)});
+        const float next = exponent == 30 && fraction == 1023
+                               ? 65536.0f
+                               : widen(Half{static_cast<std::uint16_t>((h & 0x7fff) + 1)});
         const float middle = (magnitude + next) / 2;
         const auto up = static_cast<std::uint16_t>((h & 0x7fff) + 1);
         CHECK(round_to<Half>(middle).bits == ((h & 1) != 0 ? up : (h & 0x7fff)));
@@ -212,7 +225,8 @@ TEST_CASE("half types: widening is exact and rounding is to nearest even, for ev
     if (std::isinf(b)) continue;
     const float middle = std::bit_cast<float>(bits << 16 | 0x8000u);
     CHECK(round_to<BFloat16>(middle).bits == static_cast<std::uint16_t>(h + (h & 1)));
-    CHECK(round_to<BFloat16>(std::bit_cast<float>(bits << 16 | 0x8001u)).bits == static_cast<std::uint16_t>(h + 1));
+    CHECK(round_to<BFloat16>(std::bit_cast<float>(bits << 16 | 0x8001u)).bits ==
+          static_cast<std::uint16_t>(h + 1));
     CHECK(round_to<BFloat16>(std::bit_cast<float>(bits << 16 | 0x7fffu)).bits == h);
   }
 }

@@ -1,4 +1,5 @@
-// Geometry: index arithmetic against enumeration, the text form, derived shapes and layouts, counts, refusals.
+// Geometry: index arithmetic against enumeration, the text form, derived shapes and layouts,
+// counts, refusals.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -42,8 +43,9 @@ std::string refusal(const Arguments& arguments) {
     make_problem(arguments);
   } catch (const Error& error) {
     CHECK(error.kind == Error::Kind::value);
-    CHECK(std::string(error.what()).find("argument '" + error.argument + "': expected " + error.expected +
-                                         ", found " + error.found) != std::string::npos);
+    CHECK(std::string(error.what())
+              .find("argument '" + error.argument + "': expected " + error.expected + ", found " +
+                    error.found) != std::string::npos);
     return error.argument;
   }
   return "accepted";
@@ -76,24 +78,29 @@ TEST_CASE("source and reached are inverse to each other and agree with the defin
               for (std::int64_t high : {0, 2}) {
                 Axis axis{input, 0, kernel, stride, dilation, input_dilation, low, high};
                 axis.output = axis.outputs();
-                std::vector<std::int64_t> padded(static_cast<std::size_t>(low), -1);  // which input stands where
+                std::vector<std::int64_t> padded(static_cast<std::size_t>(low),
+                                                 -1);  // which input stands where
                 for (std::int64_t i = 0; i < input; ++i) {
-                  if (i > 0) padded.insert(padded.end(), static_cast<std::size_t>(input_dilation - 1), -1);
+                  if (i > 0)
+                    padded.insert(padded.end(), static_cast<std::size_t>(input_dilation - 1), -1);
                   padded.push_back(i);
                 }
                 padded.insert(padded.end(), static_cast<std::size_t>(high), -1);
                 std::int64_t outputs = 0;
-                for (std::int64_t o = 0; o * stride + (kernel - 1) * dilation < static_cast<std::int64_t>(padded.size());
+                for (std::int64_t o = 0; o * stride + (kernel - 1) * dilation <
+                                         static_cast<std::int64_t>(padded.size());
                      ++o, ++outputs)
                   for (std::int64_t k = 0; k < kernel; ++k) {
-                    const std::int64_t i = padded[static_cast<std::size_t>(o * stride + k * dilation)];
+                    const std::int64_t i =
+                        padded[static_cast<std::size_t>(o * stride + k * dilation)];
                     CHECK(axis.source(o, k) == i);
                     if (i >= 0) CHECK(axis.reached(i, k) == o);
                   }
                 CHECK(axis.output == outputs);
                 for (std::int64_t i = 0; i < input; ++i)
                   for (std::int64_t k = 0; k < kernel; ++k)
-                    if (const std::int64_t o = axis.reached(i, k); o >= 0) CHECK(axis.source(o, k) == i);
+                    if (const std::int64_t o = axis.reached(i, k); o >= 0)
+                      CHECK(axis.source(o, k) == i);
               }
 }
 
@@ -106,13 +113,16 @@ TEST_CASE("the text form reads back to the same problem") {
     CHECK(hash(parse_problem(text)) == hash(problem));
   }
   CHECK(to_string(parse_problem("k3x2 i8x7 a3>b8 n4 g1 s1 p0:0 d1x1 e1")) == "n4 a3>b8 i8x7 k3x2");
-  CHECK(to_string(parse_problem("n2 a4>b6 g2 i9 k2 s3 d2 p1:2 e2")) == "n2 a4>b6 g2 i9 k2 s3 p1:2 d2 e2");
-  CHECK(to_string(parse_problem("m3 n2 a3>b5 i4x6 k3 x:nmia w:oakbm")) == "m3 n2 a3>b5 i4x6 k3x3 x:nmia w:oakbm");
+  CHECK(to_string(parse_problem("n2 a4>b6 g2 i9 k2 s3 d2 p1:2 e2")) ==
+        "n2 a4>b6 g2 i9 k2 s3 p1:2 d2 e2");
+  CHECK(to_string(parse_problem("m3 n2 a3>b5 i4x6 k3 x:nmia w:oakbm")) ==
+        "m3 n2 a3>b5 i4x6 k3x3 x:nmia w:oakbm");
   const std::string strides = "n2 a3>b5 i4x6 k3x3 x:[-72,24,6,1] y:[80,16,4,1]";
   CHECK(to_string(parse_problem(strides)) == "n2 a3>b5 i4x6 k3x3 x:[-72,24,6,1] y:[80,16,4,1]");
-  for (const char* bad : {"", "n4", "n4 a3b8 i5 k3", "n4 a3>b8 i5 k3 q7", "n4 a3>b8 i5 k3x3", "n4 a3>b8 i5 k9",
-                          "n4 a3>b8 i5 k3 s", "n4 a3>b8 i5 k3 s0", "n4 a3>b8 i5 k3 x:nn", "n4 a3>b8 i5 k3 x:[1]",
-                          "n-1 a3>b8 i5 k3", "n99999999999 a3>b8 i5 k3", "n1 a3>b8 g2 i5 k3", "n1 a1>b1 i1x1x1x1 k1"})
+  for (const char* bad :
+       {"", "n4", "n4 a3b8 i5 k3", "n4 a3>b8 i5 k3 q7", "n4 a3>b8 i5 k3x3", "n4 a3>b8 i5 k9",
+        "n4 a3>b8 i5 k3 s", "n4 a3>b8 i5 k3 s0", "n4 a3>b8 i5 k3 x:nn", "n4 a3>b8 i5 k3 x:[1]",
+        "n-1 a3>b8 i5 k3", "n99999999999 a3>b8 i5 k3", "n1 a3>b8 g2 i5 k3", "n1 a1>b1 i1x1x1x1 k1"})
     CHECK_THROWS_AS(parse_problem(bad), Error);
 }
 
@@ -124,14 +134,17 @@ TEST_CASE("counts agree with enumeration") {
     std::int64_t forward = p.in_channels, input = p.out_channels;
     for (int s = 0; s < p.axis_count; ++s) {
       const Axis& axis = p.axes[s];
-      std::vector<std::int64_t> by_output(static_cast<std::size_t>(axis.output)), by_input(static_cast<std::size_t>(axis.input));
+      std::vector<std::int64_t> by_output(static_cast<std::size_t>(axis.output)),
+          by_input(static_cast<std::size_t>(axis.input));
       for (std::int64_t o = 0; o < axis.output; ++o)
         for (std::int64_t k = 0; k < axis.kernel; ++k)
           if (const std::int64_t i = axis.source(o, k); i >= 0) {
             ++by_output[static_cast<std::size_t>(o)];
             ++by_input[static_cast<std::size_t>(i)];
           }
-      const auto most = [](const auto& counts) { return counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end()); };
+      const auto most = [](const auto& counts) {
+        return counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+      };
       double sum = 0;
       for (std::int64_t count : by_output) sum += static_cast<double>(count);
       pairs *= sum;
@@ -148,7 +161,8 @@ TEST_CASE("counts agree with enumeration") {
   CHECK(p.bytes(DType::float16) == 2 * (2 * 3 * 4 + 2 * 3 * 5 * 3 + 2 * 5 * 2));
 }
 
-TEST_CASE("results take the memory order of their partner, weight gradients [out][C_in][kernel][C_out]") {
+TEST_CASE(
+    "results take the memory order of their partner, weight gradients [out][C_in][kernel][C_out]") {
   Layout x = layout({2, 6, 7, 3});  // channels-last: (N, H, W, C) seen as (N, C, H, W)
   x = {4, {2, 3, 6, 7}, {126, 1, 21, 3}};
   const Problem p = make_problem(forward_of(x, layout({5, 5, 8, 3, 2, 3})));
@@ -159,7 +173,8 @@ TEST_CASE("results take the memory order of their partner, weight gradients [out
   back.x = x;
   back.y = layout({2, 8, 5, 5});
   back.kernel_size = each({2, 3});
-  CHECK(make_problem(back).layout(Seat::w) == Layout{6, {5, 5, 8, 3, 2, 3}, {720, 144, 1, 48, 24, 8}});
+  CHECK(make_problem(back).layout(Seat::w) ==
+        Layout{6, {5, 5, 8, 3, 2, 3}, {720, 144, 1, 48, 24, 8}});
 }
 
 TEST_CASE("padding rules") {

@@ -1,8 +1,10 @@
-// How the faces are cut into cells of work: one output place (forward, grad_weight) or one input pixel (grad_input).
+// How the faces are cut into cells of work: one output place (forward, grad_weight) or one input
+// pixel (grad_input).
 //
-// Along an axis, the taps that join a cell to its partners (inputs of an output, outputs of an input) form an
-// arithmetic progression; so the sum of one result element is a nest of a few loops with constant strides, whose order
-// is the canonical order. This file finds those progressions and walks the cells; the kernels do the arithmetic.
+// Along an axis, the taps that join a cell to its partners (inputs of an output, outputs of an
+// input) form an arithmetic progression; so the sum of one result element is a nest of a few loops
+// with constant strides, whose order is the canonical order. This file finds those progressions and
+// walks the cells; the kernels do the arithmetic.
 #pragma once
 
 #include "../kernels.hpp"
@@ -26,7 +28,8 @@ UNSHARED_INLINE int64_t greatest_divisor(int64_t p, int64_t q) {
   return p;
 }
 
-// The pairs (tap, partner) of one cell along one axis: `count` of them from the first, in chain order.
+// The pairs (tap, partner) of one cell along one axis: `count` of them from the first, in chain
+// order.
 struct Reach {
   int64_t count = 0, tap = 0, partner = 0;
 };
@@ -40,7 +43,9 @@ struct Nest {
   int depth = 0;
   Loop loop[max_axes + 1];
 
-  UNSHARED_INLINE void add(int64_t count, int64_t first, int64_t second) { loop[depth++] = {count, first, second}; }
+  UNSHARED_INLINE void add(int64_t count, int64_t first, int64_t second) {
+    loop[depth++] = {count, first, second};
+  }
   UNSHARED_INLINE int64_t total() const {
     int64_t n = 1;
     for (int d = 0; d < depth; ++d) n *= loop[d].count;
@@ -56,7 +61,8 @@ struct Nest {
   }
 };
 
-// A cell and its reach along every axis. Cells are walked in row-major order; only what changed is found anew.
+// A cell and its reach along every axis. Cells are walked in row-major order; only what changed is
+// found anew.
 class Cell {
  public:
   UNSHARED_INLINE Cell(const Problem& problem, Face face, int64_t flat)
@@ -74,7 +80,8 @@ class Cell {
 
   UNSHARED_INLINE void advance() {
     for (int s = problem_.axis_count - 1; s >= 0; --s) {
-      const bool carried = ++index.at[s] == (by_input_ ? problem_.axes[s].input : problem_.axes[s].output);
+      const bool carried =
+          ++index.at[s] == (by_input_ ? problem_.axes[s].input : problem_.axes[s].output);
       if (carried) index.at[s] = 0;
       find(s);
       if (!carried) break;
@@ -116,8 +123,9 @@ class Cell {
   const bool by_input_;
 };
 
-// Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many threads as the work
-// (in multiplications) is worth. Worker is made once per run of cells, on the worker's own stack.
+// Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many
+// threads as the work (in multiplications) is worth. Worker is made once per run of cells, on the
+// worker's own stack.
 template <class Worker>
 struct Walk {
   const Problem& problem;
@@ -144,13 +152,15 @@ struct Walk {
     double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
                   static_cast<double>(problem.out_channels);
     for (int s = 0; s < problem.axis_count; ++s)
-      work *= static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
+      work *=
+          static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
     int threads = call.threads > 0 ? call.threads : default_threads();
     const double worth_a_thread = multiplications_worth_a_thread();
     while (threads > 1 && work < worth_a_thread * threads) --threads;
     const double run = worth_a_run / (work / static_cast<double>(items) + 1);
     const int64_t fair = ceil_div(items, int64_t{8} * threads);
-    parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads, body, this);
+    parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads,
+             body, this);
   }
 };
 

@@ -1,5 +1,7 @@
-// forward as tiles. Cell: an output place o. Rows n, columns b, steps a and then the taps k inside the input.
-// Accumulator: float32 for half types, else the element type. Order: a ascending, within each k ascending.
+// forward as tiles. Cell: an output place o. Rows n, columns b, steps a and then the taps k inside
+// the input.
+// Accumulator: float32 for half types, else the element type.
+// Order: a ascending, within each k ascending.
 // Deterministic: each y[n, o, b] is computed by one worker as one chain.
 #pragma once
 
@@ -17,7 +19,8 @@ struct ForwardTiles {
   int64_t parts;
   Tiler<T> tiler;
 
-  UNSHARED_INLINE ForwardTiles(const Problem& problem, const Call& c, int64_t n) : p(problem), call(c), parts(n), tiler(c) {}
+  UNSHARED_INLINE ForwardTiles(const Problem& problem, const Call& c, int64_t n)
+      : p(problem), call(c), parts(n), tiler(c) {}
 
   UNSHARED_INLINE void compute(const Cell& cell, int64_t part) {
     Product<T> product{};
@@ -30,7 +33,8 @@ struct ForwardTiles {
       x += reach.partner * axis.x_stride;
       w += o * axis.w_place_stride + reach.tap * axis.w_tap_stride;
       y += o * axis.y_stride;
-      product.steps.add(reach.count, cell.partner_step[s] * axis.x_stride, cell.tap_step[s] * axis.w_tap_stride);
+      product.steps.add(reach.count, cell.partner_step[s] * axis.x_stride,
+                        cell.tap_step[s] * axis.w_tap_stride);
     }
     product.a = static_cast<const T*>(call.first) + x;
     product.b = static_cast<const T*>(call.second) + w;

@@ -1,5 +1,7 @@
-// grad_input as tiles. Cell: an input pixel i. Rows n, columns a, steps the places o that reach i and then b.
-// Accumulator: float32 for half types, else the element type. Order: o ascending, within each b ascending.
+// grad_input as tiles. Cell: an input pixel i. Rows n, columns a, steps the places o that reach i
+// and then b.
+// Accumulator: float32 for half types, else the element type.
+// Order: o ascending, within each b ascending.
 // Deterministic: each dx[n, i, a] is gathered by one worker as one chain; nothing is scattered.
 #pragma once
 
@@ -29,8 +31,9 @@ struct GradInputTiles {
       x += cell.index.at[s] * axis.x_stride;
       w += reach.partner * axis.w_place_stride + reach.tap * axis.w_tap_stride;
       y += reach.partner * axis.y_stride;
-      product.steps.add(reach.count, cell.partner_step[s] * axis.y_stride,
-                        cell.partner_step[s] * axis.w_place_stride + cell.tap_step[s] * axis.w_tap_stride);
+      product.steps.add(
+          reach.count, cell.partner_step[s] * axis.y_stride,
+          cell.partner_step[s] * axis.w_place_stride + cell.tap_step[s] * axis.w_tap_stride);
     }
     product.steps.add(p.out_channels, p.y_channel_stride, p.w_out_stride);
     product.a = static_cast<const T*>(call.first) + y;

@@ -1,8 +1,10 @@
-// grad_weight as tiles. Cell: an output place o. Steps n; the rows and columns of the cell's dw[k, a, b] in one of two
-// ways: rows (k, a) and columns b, or - for real types, one product per tap - rows b and columns a, whichever
-// reads and writes in longer runs.
-// Accumulator: float32 for half types, else the element type. Order: n ascending.
-// Deterministic: each dw[o, k, a, b] is computed by one worker as one chain. Taps in padding get an empty chain.
+// grad_weight as tiles. Cell: an output place o. Steps n; the rows and columns of the cell's dw[k,
+// a, b] in one of two ways: rows (k, a) and columns b, or - for real types, one product per tap -
+// rows b and columns a, whichever reads and writes in longer runs.
+// Accumulator: float32 for half types, else the element type.
+// Order: n ascending.
+// Deterministic: each dw[o, k, a, b] is computed by one worker as one chain. Taps in padding get an
+// empty chain.
 #pragma once
 
 #include "tile.hpp"
@@ -12,8 +14,9 @@
 namespace unshared {
 namespace {
 
-// Whether lanes should run over input channels, from what either way costs per place and tap: vector multiplications,
-// and elements moved one by one (packed once per place if columns are b, once per tap if they are a).
+// Whether lanes should run over input channels, from what either way costs per place and tap:
+// vector multiplications, and elements moved one by one (packed once per place if columns are b,
+// once per tap if they are a).
 template <class T>
 UNSHARED_INLINE bool lanes_over_input(const Problem& p) {
   if (Scalar<T>::parts == 2) return false;  // the order inside a complex product would change
@@ -21,12 +24,15 @@ UNSHARED_INLINE bool lanes_over_input(const Problem& p) {
   int64_t taps = 1;
   for (int s = 0; s < p.axis_count; ++s) taps *= p.axes[s].kernel;
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels;
-  const auto cost = [&](int64_t rows, int64_t columns, int64_t b_column, int64_t c_column, int64_t packs) {
+  const auto cost = [&](int64_t rows, int64_t columns, int64_t b_column, int64_t c_column,
+                        int64_t packs) {
     const bool full = Tiler<T>::plain && columns % lanes == 0;
-    const int64_t moved = (full && b_column == 1 ? 0 : n * columns / packs) + (full && c_column == 1 ? 0 : rows * columns);
+    const int64_t moved = (full && b_column == 1 ? 0 : n * columns / packs) +
+                          (full && c_column == 1 ? 0 : rows * columns);
     return n * rows * ceil_div(columns, lanes) + moved + moved / 2;
   };
-  return cost(b, a, p.x_channel_stride, p.w_in_stride, 1) < cost(a, b, p.y_channel_stride, p.w_out_stride, taps);
+  return cost(b, a, p.x_channel_stride, p.w_in_stride, 1) <
+         cost(a, b, p.y_channel_stride, p.w_out_stride, taps);
 }
 
 template <class T>
@@ -52,7 +58,8 @@ struct GradWeightTiles {
       place += o * axis.w_place_stride;
       w += reach.tap * axis.w_tap_stride;
       y += o * axis.y_stride;
-      taps.add(reach.count, cell.partner_step[s] * axis.x_stride, cell.tap_step[s] * axis.w_tap_stride);
+      taps.add(reach.count, cell.partner_step[s] * axis.x_stride,
+               cell.tap_step[s] * axis.w_tap_stride);
     }
     const T* first = static_cast<const T*>(call.first) + x;
     const T* second = static_cast<const T*>(call.second) + y;
@@ -98,7 +105,8 @@ struct GradWeightTiles {
   // Zero for every tap of this place that falls into padding.
   UNSHARED_INLINE void clear_padding(const Cell& cell, T* result) const {
     bool inside = true;
-    for (int s = 0; s < p.axis_count; ++s) inside = inside && cell.reach[s].count == p.axes[s].kernel;
+    for (int s = 0; s < p.axis_count; ++s)
+      inside = inside && cell.reach[s].count == p.axes[s].kernel;
     if (inside) return;
     reference::Index k{};
     do {
@@ -110,7 +118,8 @@ struct GradWeightTiles {
       }
       if (in_chain) continue;
       for (int64_t a = 0; a < p.in_channels; ++a)
-        for (int64_t b = 0; b < p.out_channels; ++b) result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
+        for (int64_t b = 0; b < p.out_channels; ++b)
+          result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
     } while (reference::next(p, k));
   }
 };

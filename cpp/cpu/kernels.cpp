@@ -1,5 +1,6 @@
-// The kernels of one instruction set as one table. This file is compiled once per level (CMakeLists.txt), everything
-// in it has internal linkage but the table, and no shared inline function is left behind (tests/check_objects.py).
+// The kernels of one instruction set as one table. This file is compiled once per level
+// (CMakeLists.txt), everything in it has internal linkage but the table, and no shared inline
+// function is left behind (tests/check_objects.py).
 #include "forward.hpp"
 #include "grad_input.hpp"
 #include "grad_weight.hpp"
@@ -32,7 +33,8 @@ struct Reference {
   static void run(const Problem& p, const Call& call) noexcept {
     const Reference r{p,
                       {static_cast<const T*>(call.first), static_cast<const T*>(call.second),
-                       static_cast<T*>(call.result), call.accumulate, call.conjugate_first, call.conjugate_second}};
+                       static_cast<T*>(call.result), call.accumulate, call.conjugate_first,
+                       call.conjugate_second}};
     int64_t elements = 1;  // of the result
     for (int s = 0; s < p.axis_count; ++s) {
       const Axis& axis = p.axes[s];
@@ -58,10 +60,11 @@ template <class T, Face face>
 void run_tiles(const Problem& p, const Call& call) noexcept {
   // Few cells (say, one place): share out their columns too.
   const int64_t cells = Cell::count(p, face);
-  const int64_t columns = face == Face::grad_input                                     ? p.in_channels
+  const int64_t columns = face == Face::grad_input                              ? p.in_channels
                           : face == Face::grad_weight && lanes_over_input<T>(p) ? p.in_channels
                                                                                 : p.out_channels;
-  const int64_t parts = greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::wide)), 1);
+  const int64_t parts =
+      greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::wide)), 1);
   if constexpr (face == Face::forward) Walk<ForwardTiles<T>>{p, call, parts}.run();
   if constexpr (face == Face::grad_input) Walk<GradInputTiles<T>>{p, call, parts}.run();
   if constexpr (face == Face::grad_weight) Walk<GradWeightTiles<T>>{p, call, parts}.run();
@@ -70,7 +73,8 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
 #else
 
 constexpr const char* tiles_decline(const Problem&) noexcept {
-  return "this level has no fused multiply-add instruction, and a tile must not call a library for each";
+  return "this level has no fused multiply-add instruction, and a tile must not call a library for "
+         "each";
 }
 template <class T, Face face>
 void run_tiles(const Problem&, const Call&) noexcept {}

@@ -1,5 +1,6 @@
-// One vector register of the level this file is compiled for: load, store, broadcast, fused multiply-add. Where the
-// level has no fused multiply-add there are no lanes, and the tile kernels decline.
+// One vector register of the level this file is compiled for: load, store, broadcast, fused
+// multiply-add. Where the level has no fused multiply-add there are no lanes, and the tile kernels
+// decline.
 #pragma once
 
 #if defined(__AVX2__) && defined(__FMA__)
@@ -25,7 +26,9 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector load(const float* p) { return _mm512_loadu_ps(p); }
   static UNSHARED_INLINE void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
   static UNSHARED_INLINE Vector broadcast(const float* p) { return _mm512_set1_ps(*p); }
-  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) { return _mm512_fmadd_ps(p, q, sum); }
+  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
+    return _mm512_fmadd_ps(p, q, sum);
+  }
 };
 struct DoubleLanes {
   using Vector = __m512d;
@@ -34,7 +37,9 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector load(const double* p) { return _mm512_loadu_pd(p); }
   static UNSHARED_INLINE void store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
   static UNSHARED_INLINE Vector broadcast(const double* p) { return _mm512_set1_pd(*p); }
-  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) { return _mm512_fmadd_pd(p, q, sum); }
+  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
+    return _mm512_fmadd_pd(p, q, sum);
+  }
 };
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -49,7 +54,9 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector load(const float* p) { return _mm256_loadu_ps(p); }
   static UNSHARED_INLINE void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
   static UNSHARED_INLINE Vector broadcast(const float* p) { return _mm256_broadcast_ss(p); }
-  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) { return _mm256_fmadd_ps(p, q, sum); }
+  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
+    return _mm256_fmadd_ps(p, q, sum);
+  }
 };
 struct DoubleLanes {
   using Vector = __m256d;
@@ -58,7 +65,9 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector load(const double* p) { return _mm256_loadu_pd(p); }
   static UNSHARED_INLINE void store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
   static UNSHARED_INLINE Vector broadcast(const double* p) { return _mm256_broadcast_sd(p); }
-  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) { return _mm256_fmadd_pd(p, q, sum); }
+  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
+    return _mm256_fmadd_pd(p, q, sum);
+  }
 };
 
 #elif defined(__aarch64__)
@@ -73,7 +82,9 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector load(const float* p) { return vld1q_f32(p); }
   static UNSHARED_INLINE void store(float* p, Vector v) { vst1q_f32(p, v); }
   static UNSHARED_INLINE Vector broadcast(const float* p) { return vdupq_n_f32(*p); }
-  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) { return vfmaq_f32(sum, p, q); }
+  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
+    return vfmaq_f32(sum, p, q);
+  }
 };
 struct DoubleLanes {
   using Vector = float64x2_t;
@@ -82,7 +93,9 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector load(const double* p) { return vld1q_f64(p); }
   static UNSHARED_INLINE void store(double* p, Vector v) { vst1q_f64(p, v); }
   static UNSHARED_INLINE Vector broadcast(const double* p) { return vdupq_n_f64(*p); }
-  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) { return vfmaq_f64(sum, p, q); }
+  static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
+    return vfmaq_f64(sum, p, q);
+  }
 };
 
 #endif
@@ -107,24 +120,32 @@ template <>
 struct Block<float> {
   using Row = float __attribute__((vector_size(16), aligned(4), may_alias));
   static constexpr int side = 4;
-  static UNSHARED_INLINE void transpose(const float* from, std::int64_t from_row, float* to, std::int64_t to_row) {
-    const Row p = *reinterpret_cast<const Row*>(from), q = *reinterpret_cast<const Row*>(from + from_row),
+  static UNSHARED_INLINE void transpose(const float* from, std::int64_t from_row, float* to,
+                                        std::int64_t to_row) {
+    const Row p = *reinterpret_cast<const Row*>(from),
+              q = *reinterpret_cast<const Row*>(from + from_row),
               r = *reinterpret_cast<const Row*>(from + 2 * from_row),
               s = *reinterpret_cast<const Row*>(from + 3 * from_row);
-    const Row pq_low = __builtin_shufflevector(p, q, 0, 4, 1, 5), pq_high = __builtin_shufflevector(p, q, 2, 6, 3, 7);
-    const Row rs_low = __builtin_shufflevector(r, s, 0, 4, 1, 5), rs_high = __builtin_shufflevector(r, s, 2, 6, 3, 7);
+    const Row pq_low = __builtin_shufflevector(p, q, 0, 4, 1, 5),
+              pq_high = __builtin_shufflevector(p, q, 2, 6, 3, 7);
+    const Row rs_low = __builtin_shufflevector(r, s, 0, 4, 1, 5),
+              rs_high = __builtin_shufflevector(r, s, 2, 6, 3, 7);
     *reinterpret_cast<Row*>(to) = __builtin_shufflevector(pq_low, rs_low, 0, 1, 4, 5);
     *reinterpret_cast<Row*>(to + to_row) = __builtin_shufflevector(pq_low, rs_low, 2, 3, 6, 7);
-    *reinterpret_cast<Row*>(to + 2 * to_row) = __builtin_shufflevector(pq_high, rs_high, 0, 1, 4, 5);
-    *reinterpret_cast<Row*>(to + 3 * to_row) = __builtin_shufflevector(pq_high, rs_high, 2, 3, 6, 7);
+    *reinterpret_cast<Row*>(to + 2 * to_row) =
+        __builtin_shufflevector(pq_high, rs_high, 0, 1, 4, 5);
+    *reinterpret_cast<Row*>(to + 3 * to_row) =
+        __builtin_shufflevector(pq_high, rs_high, 2, 3, 6, 7);
   }
 };
 template <>
 struct Block<double> {
   using Row = double __attribute__((vector_size(16), aligned(8), may_alias));
   static constexpr int side = 2;
-  static UNSHARED_INLINE void transpose(const double* from, std::int64_t from_row, double* to, std::int64_t to_row) {
-    const Row p = *reinterpret_cast<const Row*>(from), q = *reinterpret_cast<const Row*>(from + from_row);
+  static UNSHARED_INLINE void transpose(const double* from, std::int64_t from_row, double* to,
+                                        std::int64_t to_row) {
+    const Row p = *reinterpret_cast<const Row*>(from),
+              q = *reinterpret_cast<const Row*>(from + from_row);
     *reinterpret_cast<Row*>(to) = __builtin_shufflevector(p, q, 0, 2);
     *reinterpret_cast<Row*>(to + to_row) = __builtin_shufflevector(p, q, 1, 3);
   }

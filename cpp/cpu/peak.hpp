@@ -1,4 +1,5 @@
-// Multiply-adds that never leave the registers: what the FMA peak of a level is measured with (ceilings.hpp).
+// Multiply-adds that never leave the registers: what the FMA peak of a level is measured with
+// (ceilings.hpp).
 #pragma once
 
 #include "lanes.hpp"
@@ -6,10 +7,12 @@
 namespace unshared {
 namespace {
 
-// Runs `rounds` rounds of twelve independent chains and returns the floating-point operations that took.
+// Runs `rounds` rounds of twelve independent chains and returns the floating-point operations that
+// took.
 template <class Real>
 double multiply_add_rounds(std::int64_t rounds) noexcept {
-  constexpr int chains = 12;  // more than latency times pipes on any machine, and they fit into 16 registers
+  constexpr int chains =
+      12;  // more than latency times pipes on any machine, and they fit into 16 registers
   Real seed[2] = {static_cast<Real>(0.999), static_cast<Real>(0.001)};
   __asm__ volatile("" : "+m"(seed));
 #if defined(UNSHARED_LANES)

@@ -1,13 +1,15 @@
 // The one micro-kernel that serves the three faces, and what feeds it.
 //
-// A cell of any face is a small matrix product: result[row, col] = chain over steps of A[row, step] * B[step, col].
-// A tile keeps M rows of V vectors of result in registers while the steps go by: one element of A is broadcast, lanes
-// run over columns, never over steps, so each result element is one sequential chain - the canonical order, whatever
-// the tile, the level or the thread. Real arithmetic in float or double; complex elements become two real steps of
-// twice as many columns (pack_columns), half types are widened on the way in and rounded once on the way out.
+// A cell of any face is a small matrix product: result[row, col] = chain over steps of A[row, step]
+// * B[step, col]. A tile keeps M rows of V vectors of result in registers while the steps go by:
+// one element of A is broadcast, lanes run over columns, never over steps, so each result element
+// is one sequential chain - the canonical order, whatever the tile, the level or the thread. Real
+// arithmetic in float or double; complex elements become two real steps of twice as many columns
+// (pack_columns), half types are widened on the way in and rounded once on the way out.
 //
-// A and the steps are addressed through tables of offsets, so any layout of A costs nothing. B is read in place where
-// columns are unit-stride, otherwise a panel of it is packed. All scratch is of fixed size on the worker's stack.
+// A and the steps are addressed through tables of offsets, so any layout of A costs nothing. B is
+// read in place where columns are unit-stride, otherwise a panel of it is packed. All scratch is of
+// fixed size on the worker's stack.
 #pragma once
 
 #include <utility>
@@ -21,23 +23,28 @@ namespace unshared {
 namespace {
 
 inline constexpr int most_vectors = 2;  // per row of a tile
-// Rows of a tile of v vectors: the accumulators, v vectors of B and one broadcast fit into the registers.
-constexpr int most_rows(int v) { return vector_registers == 16 ? (v == 1 ? 12 : 6) : (v == 1 ? 16 : 12); }
+// Rows of a tile of v vectors: the accumulators, v vectors of B and one broadcast fit into the
+// registers.
+constexpr int most_rows(int v) {
+  return vector_registers == 16 ? (v == 1 ? 12 : 6) : (v == 1 ? 16 : 12);
+}
 
 template <class Real>
 using TileFunction = void (*)(const Real* a, int64_t a_row, const int64_t* a_step, const Real* b,
-                              const int64_t* b_step, int64_t steps, Real* c, int64_t c_row, bool from_zero);
+                              const int64_t* b_step, int64_t steps, Real* c, int64_t c_row,
+                              bool from_zero);
 
 // b_step is not read when B is a packed panel: there, step t begins at t * V * lanes.
 template <class Real, int V, bool packed, int M>
-void tile(const Real* a, int64_t a_row, const int64_t* a_step, const Real* b, const int64_t* b_step, int64_t steps,
-          Real* c, int64_t c_row, bool from_zero) {
+void tile(const Real* a, int64_t a_row, const int64_t* a_step, const Real* b, const int64_t* b_step,
+          int64_t steps, Real* c, int64_t c_row, bool from_zero) {
   using L = Lanes<Real>;
   typename L::Vector sum[M][V];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[m][v] = from_zero ? L::zero() : L::load(c + m * c_row + v * L::count);
+    for (int v = 0; v < V; ++v)
+      sum[m][v] = from_zero ? L::zero() : L::load(c + m * c_row + v * L::count);
   for (int64_t t = 0; t < steps; ++t) {
     const Real* row = a + a_step[t];
     const Real* line = packed ? b + t * (V * L::count) : b + b_step[t];
@@ -71,8 +78,8 @@ struct Tiles {
   static UNSHARED_INLINE TileFunction<Real> rows(int64_t m) { return All::of_rows[m - 1]; }
 };
 
-// One product. Strides are in elements of T. `rows` may be nested: the innermost loop is tiled, the outer ones
-// (over A and C) are walked; `steps` move A and B.
+// One product. Strides are in elements of T. `rows` may be nested: the innermost loop is tiled, the
+// outer ones (over A and C) are walked; `steps` move A and B.
 template <class T>
 struct Product {
   const T* a;
@@ -87,12 +94,15 @@ class Tiler {
  public:
   using Real = typename Scalar<T>::Real;
   static constexpr int parts = Scalar<T>::parts;
-  static constexpr bool plain = sizeof(T) == parts * sizeof(Real);  // storage is what the chain computes in
+  static constexpr bool plain =
+      sizeof(T) == parts * sizeof(Real);  // storage is what the chain computes in
   static constexpr int lanes = Lanes<Real>::count / parts;  // columns per vector
   static constexpr int wide = lanes * most_vectors;
 
   UNSHARED_INLINE explicit Tiler(const Call& call)
-      : accumulate_(call.accumulate), conjugate_a_(call.conjugate_first), conjugate_b_(call.conjugate_second) {
+      : accumulate_(call.accumulate),
+        conjugate_a_(call.conjugate_first),
+        conjugate_b_(call.conjugate_second) {
     if constexpr (!plain)
       for (int t = 0; t < panel_steps; ++t) identity_[t] = t;
   }
@@ -122,7 +132,8 @@ class Tiler {
     const bool in_place = plain && parts == 1 && full && p.b_column == 1;
     const bool direct = plain && full && p.c_column == 1;
     const int64_t steps = p.steps.total();
-    const int64_t chunks = greater(ceil_div(steps, in_place ? table_steps : panel_steps / parts), 1);
+    const int64_t chunks =
+        greater(ceil_div(steps, in_place ? table_steps : panel_steps / parts), 1);
     const int64_t chunk = ceil_div(steps, chunks);
     const T* b = p.b + column * p.b_column;
     bool packed = false;
@@ -155,7 +166,8 @@ class Tiler {
           }
           const bool from_zero = begin == 0 && !accumulate_;
           if (in_place)
-            rows_of<V, false>(a, inner.first, reinterpret_cast<const Real*>(b), here, sums, sums_row, rows, from_zero);
+            rows_of<V, false>(a, inner.first, reinterpret_cast<const Real*>(b), here, sums,
+                              sums_row, rows, from_zero);
           else
             rows_of<V, true>(a, inner.first, panel_, here, sums, sums_row, rows, from_zero);
           if (steps == 0) break;
@@ -167,15 +179,15 @@ class Tiler {
 
   // Splits the rows evenly into tiles.
   template <int V, bool packed>
-  UNSHARED_INLINE void rows_of(const T* a, int64_t a_row, const Real* b, int64_t steps, Real* c, int64_t c_row,
-                               int64_t rows, bool from_zero) {
+  UNSHARED_INLINE void rows_of(const T* a, int64_t a_row, const Real* b, int64_t steps, Real* c,
+                               int64_t c_row, int64_t rows, bool from_zero) {
     int64_t tiles = ceil_div(rows, most_rows(V));
     for (int64_t row = 0; row < rows; --tiles) {
       const int64_t height = ceil_div(rows - row, tiles);
       const auto run = Tiles<Real, V, packed>::rows(height);
       if constexpr (plain) {
-        run(reinterpret_cast<const Real*>(a) + row * a_row * parts, a_row * parts, a_step_, b, b_step_, steps * parts,
-            c + row * c_row, c_row, from_zero);
+        run(reinterpret_cast<const Real*>(a) + row * a_row * parts, a_row * parts, a_step_, b,
+            b_step_, steps * parts, c + row * c_row, c_row, from_zero);
       } else {
         for (int64_t m = 0; m < height; ++m)
           for (int64_t t = 0; t < steps; ++t)
@@ -186,7 +198,8 @@ class Tiler {
     }
   }
 
-  // The offsets of steps [begin, begin + count) in A (in reals) and B (in elements); kept while the nest is the same.
+  // The offsets of steps [begin, begin + count) in A (in reals) and B (in elements); kept while the
+  // nest is the same.
   UNSHARED_INLINE void tabulate(const Nest& nest, int64_t begin, int64_t count) {
     if (begin == begin_ && count == count_ && nest.same(nest_)) return;
     nest_ = nest;
@@ -209,7 +222,8 @@ class Tiler {
     }
     const Nest::Loop& fast = nest.loop[last];
     for (int64_t t = 0;;) {
-      for (; at[last] < fast.count && t < count; ++at[last], ++t, a += fast.first, b += fast.second) {
+      for (; at[last] < fast.count && t < count;
+           ++at[last], ++t, a += fast.first, b += fast.second) {
         if constexpr (parts == 1) {
           a_step_[t] = a;
         } else {
@@ -228,8 +242,9 @@ class Tiler {
     }
   }
 
-  // B[steps, count] into the panel, lanes beyond `count` zero. Where B runs contiguously along the steps instead (at
-  // some period, say one input channel of all taps), square blocks of it are transposed in registers.
+  // B[steps, count] into the panel, lanes beyond `count` zero. Where B runs contiguously along the
+  // steps instead (at some period, say one input channel of all taps), square blocks of it are
+  // transposed in registers.
   template <int V>
   UNSHARED_INLINE void pack_columns(const T* b, int64_t b_column, int64_t steps, int64_t count) {
     const int64_t period = unit_period_;
@@ -254,10 +269,12 @@ class Tiler {
     }
   }
 
-  // One step of B, from column `first` on. A complex element q becomes, for the steps that broadcast p.re and p.im,
-  // the lanes (q.re, q.im) and (-q.im, q.re), with the signs of the conjugations.
+  // One step of B, from column `first` on. A complex element q becomes, for the steps that
+  // broadcast p.re and p.im, the lanes (q.re, q.im) and (-q.im, q.re), with the signs of the
+  // conjugations.
   template <int V>
-  UNSHARED_INLINE void pack_step(const T* from, int64_t b_column, int64_t t, int64_t count, int64_t first = 0) {
+  UNSHARED_INLINE void pack_step(const T* from, int64_t b_column, int64_t t, int64_t count,
+                                 int64_t first = 0) {
     if constexpr (parts == 1) {
       Real* to = panel_ + t * width<V>;
       for (int64_t j = first; j < count; ++j) to[j] = widen(from[j * b_column]);
@@ -277,7 +294,8 @@ class Tiler {
   }
 
   template <int V>
-  UNSHARED_INLINE void load(const T* c, int64_t c_row, int64_t c_column, int64_t rows, int64_t count) {
+  UNSHARED_INLINE void load(const T* c, int64_t c_row, int64_t c_column, int64_t rows,
+                            int64_t count) {
     for (int64_t m = 0; m < rows; ++m) {
       Real* sum = sums_ + m * width<V>;
       for (int64_t j = 0; j < count; ++j) {
@@ -317,7 +335,8 @@ class Tiler {
 
 // Part `part` of `parts` of a cell's columns, cut at whole tiles.
 template <class T>
-UNSHARED_INLINE void compute_part(Tiler<T>& tiler, const Product<T>& product, int64_t part, int64_t parts) {
+UNSHARED_INLINE void compute_part(Tiler<T>& tiler, const Product<T>& product, int64_t part,
+                                  int64_t parts) {
   const int64_t tiles = ceil_div(product.columns, Tiler<T>::wide);
   tiler.compute(product, part * tiles / parts * Tiler<T>::wide,
                 lesser((part + 1) * tiles / parts * Tiler<T>::wide, product.columns));
