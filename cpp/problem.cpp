@@ -400,16 +400,16 @@ class Maker {
       order.push_back(out_channels);
     } else {
       const Layout& partner = *given_of(seat == Seat::x ? Seat::y : Seat::x);
-      const auto matters = [&](int d) { return partner.shape[d] > 1 && partner.stride[d] != 0; };
-      for (std::size_t i = 1; i < order.size();
-           ++i)  // insertion: dimensions that say nothing stay where they are
-        for (std::size_t j = i; j > 0; --j) {
-          const int later = order[j], earlier = order[j - 1];
-          if (!matters(later) || !matters(earlier) ||
-              std::abs(partner.stride[later]) <= std::abs(partner.stride[earlier]))
-            break;
-          std::swap(order[j], order[j - 1]);
-        }
+      // Sorted by stride, slowest first; dimensions whose stride says nothing stay where they are.
+      std::vector<int> telling;
+      for (int d = 0; d < layout.rank; ++d)
+        if (partner.shape[d] > 1 && partner.stride[d] != 0) telling.push_back(d);
+      std::vector<int> sorted = telling;
+      std::stable_sort(sorted.begin(), sorted.end(), [&](int p, int q) {
+        return std::abs(partner.stride[p]) > std::abs(partner.stride[q]);
+      });
+      for (std::size_t i = 0; i < telling.size(); ++i)
+        order[static_cast<std::size_t>(telling[i])] = sorted[i];
     }
     return dense(layout, order);
   }

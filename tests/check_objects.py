@@ -1,7 +1,8 @@
 """No object file that is compiled once per instruction set may define a weak symbol.
 
-Inline functions and templates with external linkage become weak symbols; the linker keeps one copy of each, maybe one
-compiled for an instruction set that this machine lacks. So the kernels must leave none: usage, the object files.
+Inline functions and templates with external linkage become weak symbols; the linker keeps one copy
+of each, maybe one compiled for an instruction set that this machine lacks. So the kernels must
+leave none. Usage: check_objects.py and the object files.
 """
 
 import subprocess

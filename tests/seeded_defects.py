@@ -1,7 +1,8 @@
-"""Do the tests bite? Plants one defect after the other in a copy of the sources and expects the tests to fail.
+"""Do the tests bite? Plants one defect after the other in a copy of the sources, runs the tests.
 
-Usage: python tests/seeded_defects.py [name ...]. Needs what `make test` installs; takes about a minute a defect, so it
-is not part of it. A defect that survives, or that no longer applies to the sources, makes this program fail.
+Usage: python tests/seeded_defects.py [name ...]. Needs what `make test` installs; takes a minute or
+two for each defect, so it is not part of it. A defect that survives, or that no longer applies to
+the sources, makes this program fail.
 """
 
 import os
@@ -52,8 +53,8 @@ DEFECTS = [
     Defect(
         "off by one at the border, in definition and kernels alike",
         "cpp/problem.hpp",
-        "const std::int64_t at = o * stride + k * dilation - padding_low;\n    if (at < 0) return -1;",
-        "const std::int64_t at = o * stride + k * dilation - padding_low;\n    if (at <= 0 && padding_low > 0) return -1;",
+        "return i < input && i * input_dilation == at ? i : -1;",
+        "return i < input - (padding_low > 0) && i * input_dilation == at ? i : -1;",
     ),
     Defect(
         "stride and dilation swapped, in definition and kernels alike",
@@ -152,7 +153,7 @@ def output(
 
 
 class Copy:
-    """A copy of the sources with build folders of its own, so that each defect rebuilds only what it touches."""
+    """A copy of the sources with build folders of its own: a defect rebuilds what it touches."""
 
     def __init__(self, folder: Path) -> None:
         self.tree = folder / "tree"
@@ -161,12 +162,13 @@ class Copy:
         shutil.copytree(ROOT, self.tree, ignore=ignore)
 
     def build(self) -> None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        quick = ["--no-deps", "--no-build-isolation", "--upgrade"]
         for command in (
             ["cmake", "-G", "Ninja", "-S", ".", "-B", "build/cpp", "-DUNSHARED_TESTS=ON"],
             ["cmake", "--build", "build/cpp"],
-            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--upgrade",
-             "--disable-pip-version-check", "--target", self.site, "-C", "build-dir=build/wheel", "."],
-        ):  # fmt: skip
+            [*pip, *quick, "--target", self.site, "--config-settings=build-dir=build/wheel", "."],
+        ):
             code, text = output(command, self.tree)
             if code != 0:
                 raise RuntimeError(text[-3000:])

@@ -167,6 +167,10 @@ TEST_CASE(
   x = {4, {2, 3, 6, 7}, {126, 1, 21, 3}};
   const Problem p = make_problem(forward_of(x, layout({5, 5, 8, 3, 2, 3})));
   CHECK(p.layout(Seat::y) == Layout{4, {2, 8, 5, 5}, {200, 1, 40, 8}});
+  x = {4, {2, 3, 6, 1}, {18, 1, 3, 77}};  // also where one extent says nothing
+  CHECK(make_problem(forward_of(x, layout({5, 1, 8, 3, 2, 1}))).layout(Seat::y) ==
+        Layout{4, {2, 8, 5, 1}, {40, 1, 8, 0}});
+  x = {4, {2, 3, 6, 7}, {126, 1, 21, 3}};
 
   Arguments back;
   back.face = Face::grad_weight;

@@ -1,0 +1,360 @@
+// The Python module unshared._core: what users typed becomes (Problem, pointers), then run().
+// Only what the core cannot see is checked here: Python types, equal dtypes, equal places, the range
+// of num_threads. Sizes and geometry are make_problem's; its errors become those of unshared.errors.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "arrays.hpp"
+#include "ceilings.hpp"
+#include "libraries.hpp"
+#include "options.hpp"
+
+namespace unshared::python {
+namespace {
+
+using Kind = Error::Kind;
+
+// The last argument of call(), for adapters: bits that users cannot set.
+enum How : int { mapped = 1, conjugate_first = 2, conjugate_second = 4, ignore_gradients = 8 };
+
+struct Options {
+  nb::handle sizes, stride, padding, dilation, input_dilation, groups, out, accumulate, num_threads,
+      precision;
+};
+
+// One call: arrays held, options read, the problem made. What is left is to run or to explain it.
+class Job {
+ public:
+  Job(int face, nb::handle first, nb::handle second, const Options& options, int how)
+      : face_(face_of(face)),
+        first_(first, where(first_seat()), gradients(how)),
+        second_(second, where(second_seat()), gradients(how)) {
+    if (!options.out.is_none()) out_.emplace(options.out, where(result_of(face_)), gradients(how));
+    check_places();
+    read_options(options, how);
+    read_arrays();
+    problem_ = make_problem(arguments_);
+    if (first_.library() == Library::jax && !out_) {  // its arrays have no other order
+      layout_of(result_of(face_)) = row_major(problem_.layout(result_of(face_)));
+      problem_ = make_problem(arguments_);
+    }
+  }
+
+  nb::object run() {
+    if (out_) {
+      compute(*out_);
+      out_->mark_written();
+      return nb::borrow(out_->object());
+    }
+    const Seat seat = result_of(face_);
+    const Layout wanted = problem_.layout(seat);
+    nb::object made = make_array(first_, wanted);
+    {
+      Array result(made, where(seat), Array::Gradients::ignore);
+      result.read();
+      result.require_writable();
+      if (result.layout() != wanted) {  // a library that has its own ideas of memory order
+        layout_of(seat) = result.layout();
+        problem_ = make_problem(arguments_);
+      }
+      compute(result);
+    }
+    return hand_over(first_, std::move(made));
+  }
+
+  nb::object explain() const {
+    const Explanation said = unshared::explain(problem_, face_, first_.dtype(), first_.place());
+    return nb::make_tuple(to_string(problem_), name_of(first_.dtype()),
+                          problem_.flops(first_.dtype()), problem_.bytes(first_.dtype()),
+                          problem_.terms(face_), said.kernel, said.level,
+                          nb::tuple(nb::cast(said.declined)));
+  }
+
+ private:
+  static Face face_of(int face) {
+    if (face < 0 || face >= face_count) throw nb::value_error("face must be 0, 1 or 2");
+    return static_cast<Face>(face);
+  }
+  static Array::Gradients gradients(int how) {
+    return (how & ignore_gradients) != 0 ? Array::Gradients::ignore : Array::Gradients::refuse;
+  }
+  Seat first_seat() const { return face_ == Face::grad_input ? Seat::y : Seat::x; }
+  Seat second_seat() const { return face_ == Face::grad_weight ? Seat::y : Seat::w; }
+  Where where(Seat seat) const { return {face_, argument_of(face_, seat)}; }
+  Where where(const char* argument) const { return {face_, argument}; }
+  std::optional<Layout>& layout_of(Seat seat) {
+    return seat == Seat::x ? arguments_.x : seat == Seat::w ? arguments_.w : arguments_.y;
+  }
+  std::string as_first() const {
+    return std::string(" as '") + argument_of(face_, first_seat()) + "' ";
+  }
+
+  void check_places() const {
+    const auto name = [](const Array& array) {
+      return array.place() == Place::cpu ? std::string("memory of the CPU")
+                                         : "CUDA device " + std::to_string(array.device());
+    };
+    const auto check = [&](const Array& array, Seat seat) {
+      if (array.place() != first_.place() || array.device() != first_.device())
+        where(seat).fail(Kind::value, name(first_) + "," + as_first() + "is there", name(array));
+      if (!array.object().type().is(first_.object().type())) return;
+      if (first_.library() == Library::numpy || first_.library() == Library::torch) return;
+      // One library may tell apart several devices that are all the CPU to DLPack.
+      const nb::object there = nb::getattr(first_.object(), "device", nb::none());
+      const nb::object here = nb::getattr(array.object(), "device", nb::none());
+      if (!here.equal(there))
+        where(seat).fail(Kind::value, text_of(there) + "," + as_first() + "is there",
+                         text_of(here));
+    };
+    // The core says what there is to say of CUDA. Streams come in here once it has kernels for it.
+    if (first_.place() == Place::cuda) unshared::explain({}, face_, DType::float32, Place::cuda);
+    check(second_, second_seat());
+    if (out_) check(*out_, result_of(face_));
+  }
+
+  void read_options(const Options& options, int how) {
+    arguments_.face = face_;
+    if (face_ == Face::grad_input)
+      arguments_.input_size = extents(where("input_size"), options.sizes);
+    if (face_ == Face::grad_weight)
+      arguments_.kernel_size = extents(where("kernel_size"), options.sizes);
+    arguments_.stride = extents(where("stride"), options.stride);
+    arguments_.padding = padding(where("padding"), options.padding);
+    arguments_.dilation = extents(where("dilation"), options.dilation);
+    arguments_.input_dilation = extents(where("input_dilation"), options.input_dilation);
+    arguments_.groups = whole_number(where("groups"), options.groups, "a whole number");
+    arguments_.mapped = (how & mapped) != 0;
+    call_.accumulate = flag(where("accumulate"), options.accumulate);
+    if (call_.accumulate && !out_)
+      where("out").fail(Kind::value, "an array to add to, as accumulate=True says", "None");
+    call_.threads = threads(where("num_threads"), options.num_threads);
+    check_precision(where("precision"), options.precision);
+    call_.conjugate_first = (how & conjugate_first) != 0;
+    call_.conjugate_second = (how & conjugate_second) != 0;
+  }
+
+  void read_arrays() {
+    read(first_, first_seat());
+    read(second_, second_seat());
+    if (!out_) return;
+    read(*out_, result_of(face_));
+    out_->require_writable();
+  }
+
+  void read(Array& array, Seat seat) {
+    array.read();
+    if (array.dtype() != first_.dtype())
+      where(seat).fail(
+          Kind::type, std::string("dtype ") + name_of(first_.dtype()) + "," + as_first() + "has it",
+          std::string("dtype ") + name_of(array.dtype()));
+    layout_of(seat) = array.layout();
+  }
+
+  void compute(const Array& result) {
+    call_.face = face_;
+    call_.dtype = first_.dtype();
+    call_.place = first_.place();
+    call_.first = first_.data();
+    call_.second = second_.data();
+    call_.result = result.data();
+    call_.conjugate_first ^= first_.conjugated();
+    call_.conjugate_second ^= second_.conjugated();
+    const nb::gil_scoped_release others_may_run;
+    unshared::run(problem_, call_);
+  }
+
+  const Face face_;
+  Array first_, second_;
+  std::optional<Array> out_;
+  Arguments arguments_;
+  Problem problem_;
+  Call call_;
+};
+
+void raise(const Error& error, nb::handle cause) {
+  const char* const classes[] = {"ArgumentTypeError", "ArgumentValueError", "UnsupportedError"};
+  const nb::object type =
+      nb::module_::import_("unshared.errors").attr(classes[static_cast<int>(error.kind)]);
+  nb::object raised = type(error.what());
+  raised.attr("operation") = error.operation;
+  raised.attr("argument") = error.argument;
+  raised.attr("expected") = error.expected;
+  raised.attr("found") = error.found;
+  if (cause.is_valid()) PyException_SetCause(raised.ptr(), cause.inc_ref().ptr());
+  PyErr_SetObject(type.ptr(), raised.ptr());
+}
+
+void translate(const std::exception_ptr& thrown, void*) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const ErrorFromPython& error) {
+    raise(error, error.cause.value());
+  } catch (const Error& error) {
+    raise(error, {});
+  }
+}
+
+// The value among 0 .. count-1 that goes by this name.
+template <class Value, class Name>
+Value named(const std::string& name, int count, const char* what, Name name_of_value) {
+  std::string known;
+  for (int i = 0; i < count; ++i) {
+    const auto value = static_cast<Value>(i);
+    if (name == name_of_value(value)) return value;
+    known += std::string(i != 0 ? ", " : "") + name_of_value(value);
+  }
+  throw nb::value_error((std::string(what) + " '" + name + "' is none of " + known).c_str());
+}
+
+Seat seat_named(const std::string& name) {
+  return named<Seat>(name, 3, "seat", [](Seat seat) {
+    return seat == Seat::x ? "x" : seat == Seat::w ? "w" : "y";
+  });
+}
+Face face_named(const std::string& name) {
+  return named<Face>(name, face_count, "face", [](Face face) { return name_of(face); });
+}
+DType dtype_named(const std::string& name) {
+  return named<DType>(name, dtype_count, "dtype", [](DType dtype) { return name_of(dtype); });
+}
+
+nb::tuple tuple_of(const std::int64_t* numbers, int count) {
+  return nb::tuple(nb::cast(std::vector<std::int64_t>(numbers, numbers + count)));
+}
+
+nb::dict build_info_dict() {
+  const BuildInfo info = build_info();
+  nb::dict d;
+  d["version"] = info.version;
+  d["isa_built"] = info.levels_built;
+  d["isa_usable"] = info.levels_usable;
+  d["isa"] = info.level;
+  d["openmp"] = info.openmp;
+  d["cuda_built"] = info.cuda_built;
+  d["cuda_available"] = info.cuda_available;
+  d["threads"] = info.threads;
+  return d;
+}
+
+void bind_problem(nb::module_& m) {
+  nb::class_<Problem>(
+      m, "Problem",
+      "The geometry of one layer: extents, options and memory orders, parsed from its text form\n"
+      "such as ``Problem(\"n4 a3>b8 i32x32 k4x4 s2\")``. A value: comparable, hashable, picklable.")
+      .def(
+          "__init__",
+          [](Problem* p, const std::string& text) { new (p) Problem(parse_problem(text)); },
+          nb::sig("def __init__(self, text: str) -> None"))
+      .def(
+          "shape",
+          [](const Problem& p, const std::string& seat) {
+            const Layout layout = p.layout(seat_named(seat));
+            return tuple_of(layout.shape, layout.rank);
+          },
+          nb::sig("def shape(self, seat: str) -> tuple[int, ...]"),
+          "The logical shape of ``\"x\"``, ``\"w\"`` or ``\"y\"``.")
+      .def(
+          "strides",
+          [](const Problem& p, const std::string& seat) {
+            const Layout layout = p.layout(seat_named(seat));
+            return tuple_of(layout.stride, layout.rank);
+          },
+          nb::sig("def strides(self, seat: str) -> tuple[int, ...]"),
+          "Its strides in elements; those without effect are 0.")
+      .def(
+          "terms",
+          [](const Problem& p, const std::string& face) { return p.terms(face_named(face)); },
+          nb::sig("def terms(self, face: str) -> int"),
+          "How many products the longest sum of one result element has.")
+      .def(
+          "bytes",
+          [](const Problem& p, const std::string& dtype) { return p.bytes(dtype_named(dtype)); },
+          nb::sig("def bytes(self, dtype: str) -> float"), "Bytes of x, w and y together.")
+      .def_prop_ro(
+          "flops", [](const Problem& p) { return p.flops(); }, nb::sig("def flops(self) -> float"),
+          "Multiplications and additions of real numbers that fall inside the input.")
+      .def(
+          "__eq__",
+          [](const Problem& p, nb::handle other) {
+            return nb::isinstance<Problem>(other) && p == nb::cast<const Problem&>(other);
+          },
+          nb::sig("def __eq__(self, other: object, /) -> bool"))
+      .def(
+          "__hash__", [](const Problem& p) { return static_cast<Py_ssize_t>(hash(p)); },
+          nb::sig("def __hash__(self) -> int"))
+      .def(
+          "__str__", [](const Problem& p) { return to_string(p); },
+          nb::sig("def __str__(self) -> str"))
+      .def(
+          "__repr__", [](const Problem& p) { return "Problem(\"" + to_string(p) + "\")"; },
+          nb::sig("def __repr__(self) -> str"))
+      .def(
+          "__reduce__",
+          [](nb::handle self) {
+            return nb::make_tuple(self.type(), nb::make_tuple(nb::str(self)));
+          },
+          nb::sig("def __reduce__(self) -> tuple[type[Problem], tuple[str]]"));
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "The compiled half of unshared. Use the package; this module may change at any time.";
+  nb::register_exception_translator(translate);
+  bind_problem(m);
+  m.def("build_info", build_info_dict, nb::sig("def build_info() -> dict[str, typing.Any]"));
+
+  m.def(
+      "measure_flops",
+      [](const std::string& dtype, int threads) {
+        return measure_flops(dtype_named(dtype), threads);
+      },
+      nb::sig("def measure_flops(dtype: str, num_threads: int, /) -> float"),
+      "Floating-point operations per second of multiply-adds in registers: the ceiling.",
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def("measure_bandwidth", &measure_bandwidth,
+        nb::sig("def measure_bandwidth(num_threads: int, /) -> float"),
+        "Bytes per second read from memory.", nb::call_guard<nb::gil_scoped_release>());
+
+  using H = nb::handle;
+  constexpr auto a = nb::arg().none();  // None, too, is an argument to be named in an error
+  m.def(
+      "call",
+      [](int face, H first, H second, H sizes, H stride, H padding, H dilation, H input_dilation,
+         H groups, H out, H accumulate, H num_threads, H precision, int how) {
+        const Options options{sizes,  stride, padding,    dilation,    input_dilation,
+                              groups, out,    accumulate, num_threads, precision};
+        return Job(face, first, second, options, how).run();
+      },
+      nb::arg(), a, a, a, a, a, a, a, a, a, a, a, a, nb::arg(),
+      nb::sig("def call(face: int, first: object, second: object, sizes: object, stride: object, "
+              "padding: object, dilation: object, input_dilation: object, groups: object, "
+              "out: object, accumulate: object, num_threads: object, precision: object, "
+              "how: int, /) -> typing.Any"),
+      R"(Compute face 0 (forward), 1 (grad_input) or 2 (grad_weight) and return its result.
+
+`how` is 0, or for adapters a sum of 1 (all arrays have a mapped leading extent), 2 and 4 (take the
+conjugate of the first, of the second operand), 8 (PyTorch's gradients are the adapter's care).)");
+  m.def(
+      "explain",
+      [](int face, H first, H second, H sizes, H stride, H padding, H dilation, H input_dilation,
+         H groups, H out, H accumulate, H num_threads, H precision) {
+        const Options options{sizes,  stride, padding,    dilation,    input_dilation,
+                              groups, out,    accumulate, num_threads, precision};
+        return Job(face, first, second, options, ignore_gradients).explain();
+      },
+      nb::arg(), a, a, a, a, a, a, a, a, a, a, a, a,
+      nb::sig("def explain(face: int, first: object, second: object, sizes: object, "
+              "stride: object, padding: object, dilation: object, input_dilation: object, "
+              "groups: object, out: object, accumulate: object, num_threads: object, "
+              "precision: object, /) -> tuple[str, str, float, float, int, str, str, "
+              "tuple[tuple[str, str], ...]]"),
+      R"(Tell what the same call would do: its problem as text, dtype, flops, bytes, terms, kernel,
+level, and the kernels that declined, each with its reason.)");
+}
+
+}  // namespace unshared::python

@@ -1,0 +1,40 @@
+"""The exceptions of unshared: each is also the built-in exception one would catch for it.
+
+Their text names the operation and the argument, what was expected and how that was derived, and
+what was found; the attributes hold the same, for programs.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ArgumentTypeError", "ArgumentValueError", "Error", "UnsupportedError"]
+
+
+class Error(Exception):
+    """Base of all exceptions that unshared raises of its own accord.
+
+    Attributes
+    ----------
+    operation : str
+        ``"forward"``, ``"grad_input"`` or ``"grad_weight"`` (or what else was asked for).
+    argument : str
+        The name of the argument at fault.
+    expected, found : str
+        What it should have been, with the derivation, and what it was.
+    """
+
+    operation: str = ""
+    argument: str = ""
+    expected: str = ""
+    found: str = ""
+
+
+class ArgumentTypeError(Error, TypeError):
+    """An argument of the wrong kind: not an array, another dtype, a float for a size."""
+
+
+class ArgumentValueError(Error, ValueError):
+    """An argument whose sizes, memory or place do not fit the others."""
+
+
+class UnsupportedError(Error, NotImplementedError):
+    """A meaningful call that this build or this machine cannot do."""

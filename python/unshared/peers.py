@@ -1,0 +1,290 @@
+"""Peers: the same layer, put together from what NumPy, PyTorch and JAX have, for `bench --peers`.
+
+Each peer gets the arrays of the benchmark, x and dy in the memory order of the row, and the weight
+in the order it likes best, copied there before the clock starts. It offers each face as a call
+without arguments; a peer that cannot do a case raises `PeerError` with the reason. No framework is
+imported before its peer is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+if TYPE_CHECKING:
+    from unshared.bench import Case
+
+Array = npt.NDArray[Any]
+
+
+class PeerError(Exception):
+    """Why a peer is left out of a case, in a few words."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The three faces as calls, and how each result reads in the library's logical order."""
+
+    name: str
+    version: str
+    calls: dict[str, Callable[[], Any]]
+    logical: dict[str, Callable[[Any], Array]]
+    shared: bool = False  # a convolution, which computes something else: a yardstick for time alone
+
+
+class Sizes:
+    """The extents of a case by the letters of the text form, channels `a` and `b` of one group."""
+
+    def __init__(self, case: Case) -> None:
+        self.n, _, *i = case.problem.shape("x")
+        *o, b, self.a = case.problem.shape("w")[: len(i) + 2]
+        self.g: int = case.options["groups"]
+        self.b = b // self.g
+        self.i, self.o, self.k = tuple(i), tuple(o), case.kernel
+        self.places = math.prod(o)
+        self.fused = self.a * math.prod(self.k)  # one patch of one group
+
+
+def installed(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise PeerError(f"{error.name or name} is not installed") from error
+
+
+def require_room(s: Sizes, itemsize: int) -> None:
+    """Patches are the price of these recipes; better left out than ended by the system."""
+    need = 4 * s.n * s.places * s.g * s.fused * itemsize  # patches, their copy, their gradient
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return
+    free = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}["MemAvailable"]
+    if need > free:
+        raise PeerError(f"patches of {need / 1e9:.0f} GB, with {free / 1e9:.0f} GB of memory free")
+
+
+def require(case: Case, axes: int = 3, symmetric: bool = False) -> None:
+    if any(e != 1 for e in case.options["input_dilation"]):
+        raise PeerError("no input dilation")
+    if len(case.kernel) > axes:
+        raise PeerError(f"at most {axes} spatial axes")
+    if symmetric and any(low != high for low, high in case.options["padding"]):
+        raise PeerError("only padding that is equal on both sides")
+
+
+def packed(w: Array, s: Sizes) -> Array:
+    """The weight as one matrix for each place and group: (places, groups, a K, b)."""
+    matrices = w.reshape(s.places, s.g, s.b, s.fused).swapaxes(2, 3)
+    return np.ascontiguousarray(matrices)
+
+
+def unpacked(matrices: Any, s: Sizes) -> Array:
+    w = np.asarray(matrices).reshape(s.places, s.g, s.fused, s.b).swapaxes(2, 3)
+    return w.reshape(*s.o, s.g * s.b, s.a, *s.k)
+
+
+def numpy_windows(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+    """Sliding windows, copied to patches; one matrix product for each place; folded tap by tap."""
+    require(case)
+    s = Sizes(case)
+    require_room(s, x.itemsize)
+    # NumPy has no call for it: the number of threads is that of its BLAS.
+    installed("threadpoolctl").threadpool_limits(limits=threads, user_api="blas")
+    axes = len(s.k)
+    padding, stride, dilation = (case.options[name] for name in ("padding", "stride", "dilation"))
+    matrices = packed(w, s)
+    # (n, g, a, *o, *k) -> (*o, g, n, a, *k)
+    forth = (*range(3, 3 + axes), 1, 0, 2, *range(3 + axes, 3 + 2 * axes))
+
+    def patches() -> Array:
+        padded = np.pad(x, [(0, 0), (0, 0), *padding])
+        reach = tuple((k - 1) * d + 1 for k, d in zip(s.k, dilation, strict=True))
+        windows: Array = sliding_window_view(padded, reach, tuple(range(2, 2 + axes)))
+        steps = [slice(None, None, step) for step in (*stride, *dilation)]
+        windows = windows[(slice(None), slice(None), *steps)]
+        windows = windows.reshape(s.n, s.g, s.a, *s.o, *s.k)
+        return windows.transpose(forth).reshape(s.places, s.g, s.n, s.fused)
+
+    def dy_places() -> Array:
+        return np.ascontiguousarray(dy.reshape(s.n, s.g, s.b, s.places).transpose(3, 1, 0, 2))
+
+    def grad_input() -> Array:
+        columns: Any = dy_places() @ matrices.swapaxes(2, 3)
+        columns = columns.reshape(*s.o, s.g, s.n, s.a, *s.k).transpose(np.argsort(forth))
+        extents = [i + low + high for i, (low, high) in zip(s.i, padding, strict=True)]
+        dx: Any = np.zeros((s.n, s.g, s.a, *extents), x.dtype)
+        for tap in np.ndindex(*s.k):
+            reached = tuple(
+                slice(t * d, t * d + (o - 1) * step + 1, step)
+                for t, d, o, step in zip(tap, dilation, s.o, stride, strict=True)
+            )
+            dx[..., *reached] += columns[..., *tap]
+        inside = (slice(low, low + i) for i, (low, _) in zip(s.i, padding, strict=True))
+        found: Array = dx[..., *inside]
+        return found
+
+    return Peer(
+        "numpy windows + matmul",
+        np.__version__,
+        {
+            "forward": lambda: patches() @ matrices,
+            "grad_input": grad_input,
+            "grad_weight": lambda: patches().swapaxes(2, 3) @ dy_places(),
+        },
+        {
+            "forward": lambda y: y.transpose(2, 1, 3, 0).reshape(s.n, s.g * s.b, *s.o),
+            "grad_input": lambda dx: dx.reshape(x.shape),
+            "grad_weight": lambda dw: unpacked(dw, s),
+        },
+    )
+
+
+def torch_unfold(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+    """unfold + bmm; each gradient alone, by autograd, from a graph made before the clock starts."""
+    require(case, axes=2, symmetric=True)
+    s = Sizes(case)
+    require_room(s, x.itemsize)
+    torch = installed("torch")
+    torch.set_num_threads(threads)
+    narrow = len(s.k) == 1  # unfold knows images only: a line is an image one high
+
+    def both(name: str, idle: int) -> list[int]:
+        values = [v[0] if isinstance(v, tuple) else v for v in case.options[name]]
+        return [idle, *values] if narrow else values
+
+    options = {
+        "kernel_size": (1, *s.k) if narrow else s.k,
+        "dilation": both("dilation", 1),
+        "padding": both("padding", 0),
+        "stride": both("stride", 1),
+    }
+
+    def layer(x: Any, w: Any) -> Any:
+        patches = torch.nn.functional.unfold(x.unsqueeze(2) if narrow else x, **options)
+        patches = patches.view(s.n, s.g, s.fused, s.places).permute(3, 1, 0, 2)
+        y = torch.bmm(patches.reshape(s.places * s.g, s.n, s.fused), w)
+        y = y.view(s.places, s.g, s.n, s.b).permute(2, 1, 3, 0)
+        return y.reshape(s.n, s.g * s.b, *s.o)
+
+    tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
+    tw = torch.from_numpy(packed(w, s).reshape(s.places * s.g, s.fused, s.b))
+    leaf_x, leaf_w = tx.detach().requires_grad_(), tw.detach().requires_grad_()
+    y = layer(leaf_x, leaf_w)
+
+    def gradient(leaf: Any) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(y, leaf, tdy, retain_graph=True)[0]
+
+    return Peer(
+        "torch unfold + bmm",
+        torch.__version__,
+        {
+            "forward": lambda: layer(tx, tw),
+            "grad_input": gradient(leaf_x),
+            "grad_weight": gradient(leaf_w),
+        },
+        {
+            "forward": lambda y: y.numpy(),
+            "grad_input": lambda dx: dx.numpy(),
+            "grad_weight": lambda dw: unpacked(dw, s),
+        },
+    )
+
+
+def torch_shared(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+    """PyTorch's convolution of the same shape, its weight that of the first place."""
+    require(case, symmetric=True)
+    s = Sizes(case)
+    torch = installed("torch")
+    torch.set_num_threads(threads)
+    conv = f"conv{len(s.k)}d"
+    tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
+    tw = torch.from_numpy(np.ascontiguousarray(w[(0,) * len(s.k)]))
+    options = {name: case.options[name] for name in ("stride", "dilation", "groups")}
+    options["padding"] = [low for low, _ in case.options["padding"]]
+    forward = getattr(torch.nn.functional, conv)
+    grad_input = getattr(torch.nn.grad, f"{conv}_input")
+    grad_weight = getattr(torch.nn.grad, f"{conv}_weight")
+    return Peer(
+        "torch conv, shared weights",
+        torch.__version__,
+        {
+            "forward": lambda: forward(tx, tw, **options),
+            "grad_input": lambda: grad_input(tx.shape, tw, tdy, **options),
+            "grad_weight": lambda: grad_weight(tx, tw.shape, tdy, **options),
+        },
+        {},
+        shared=True,
+    )
+
+
+def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+    """conv_general_dilated_local under jit, its gradients through vjp, each alone."""
+    s = Sizes(case)
+    if s.g != 1:
+        raise PeerError("no groups")
+    require_room(s, x.itemsize)
+    # Read once, when JAX first computes: like is compared with like, on as many threads.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["NPROC"] = str(threads)
+    jax = installed("jax")
+    if x.dtype == np.float64:
+        jax.config.update("jax_enable_x64", True)
+    # JAX arrays are row-major: channels last or first is said by names of the axes.
+    last = 0 <= x.strides[1] < x.strides[-1]
+    names = "DHW"[-len(s.k) :]
+    data = f"N{names}C" if last else f"NC{names}"
+
+    def stored(t: Array) -> Any:
+        return jax.numpy.asarray(np.ascontiguousarray(np.moveaxis(t, 1, -1) if last else t))
+
+    def logical(t: Any) -> Array:
+        return np.moveaxis(np.asarray(t), -1, 1) if last else np.asarray(t)
+
+    def layer(x: Any, w: Any) -> Any:
+        o = case.options
+        return jax.lax.conv_general_dilated_local(
+            x, w, o["stride"], o["padding"], s.k, o["input_dilation"], o["dilation"],
+            (data, f"{names}IO", data),
+        )  # fmt: skip
+
+    def pull_x(x: Any, w: Any, dy: Any) -> Any:
+        return jax.vjp(lambda x: layer(x, w), x)[1](dy)[0]
+
+    def pull_w(x: Any, w: Any, dy: Any) -> Any:
+        return jax.vjp(lambda w: layer(x, w), w)[1](dy)[0]
+
+    def call(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(*args))
+
+    jx, jdy = stored(x), stored(dy)
+    jw = jax.numpy.asarray(packed(w, s).reshape(*s.o, s.fused, s.b))
+    return Peer(
+        "jax conv_general_dilated_local",
+        jax.__version__,
+        {
+            "forward": call(layer, jx, jw),
+            "grad_input": call(pull_x, jx, jw, jdy),
+            "grad_weight": call(pull_w, jx, jw, jdy),
+        },
+        {"forward": logical, "grad_input": logical, "grad_weight": lambda dw: unpacked(dw, s)},
+    )
+
+
+PEERS: tuple[Callable[[Case, Array, Array, Array, int], Peer], ...] = (
+    numpy_windows,
+    torch_unfold,
+    jax_local,
+    torch_shared,
+)

@@ -1,0 +1,60 @@
+"""Fixtures and hypothesis profiles. Data: arrays.py; problems: cases.py and cases.txt; truth:
+oracle.py.
+
+Every run is the same run unless UNSHARED_TEST_SEED (a number, or `random`) says otherwise; the seed
+in use is printed at the top. Tests marked `slow` run only when asked for: `-m slow`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+
+import hypothesis
+import hypothesis.core
+import numpy as np
+import pytest
+
+from arrays import DTYPES
+from cases import FACES
+
+# Before the first call of the library: threads for small work, too.
+os.environ.setdefault("UNSHARED_WORK_PER_THREAD", "0")
+
+_REQUESTED = os.environ.get("UNSHARED_TEST_SEED", "")
+SEED = secrets.randbits(32) if _REQUESTED == "random" else int(_REQUESTED or 0)
+
+_COMMON = {
+    "deadline": None,
+    "print_blob": True,
+    "suppress_health_check": list(hypothesis.HealthCheck),
+}
+hypothesis.settings.register_profile("same", derandomize=True, database=None, **_COMMON)
+hypothesis.settings.register_profile("seeded", database=None, **_COMMON)
+
+
+def pytest_configure() -> None:
+    hypothesis.settings.load_profile("seeded" if _REQUESTED else "same")
+    if _REQUESTED:
+        hypothesis.core.global_force_seed = SEED
+
+
+def pytest_report_header() -> str:
+    return f"UNSHARED_TEST_SEED={SEED}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that depend on the seed and the test's own name, not on other tests."""
+    return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.split("/")[-1].encode())])
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> np.dtype:
+    return request.param
+
+
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    return request.param
