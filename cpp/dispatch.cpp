@@ -8,6 +8,7 @@
 #include <string>
 
 #include "default_floats.hpp"
+#include "footprint.hpp"
 #include "kernels.hpp"
 #include "scalar.hpp"
 #include "threads.hpp"
@@ -75,22 +76,6 @@ const Kernel& choose(const KernelTable& table, const Problem& problem, Face face
     ++kernel;
   }
   return *kernel;
-}
-
-// The bytes [low, high) that an array with these strides touches.
-struct Bytes {
-  std::uintptr_t low, high;
-};
-
-Bytes bytes_of(const void* data, const Layout& layout, std::int64_t size) {
-  std::int64_t low = 0, high = 0;
-  for (int d = 0; d < layout.rank; ++d) {
-    const std::int64_t reach = (layout.shape[d] - 1) * layout.stride[d];
-    (reach < 0 ? low : high) += reach;
-  }
-  const auto base = reinterpret_cast<std::uintptr_t>(data);
-  return {base + static_cast<std::uintptr_t>(low * size),
-          base + static_cast<std::uintptr_t>((high + 1) * size)};
 }
 
 struct Tensor {

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <vector>
 
+#include "footprint.hpp"
 #include "scalar.hpp"
 
 namespace unshared {
@@ -65,61 +66,6 @@ std::string tuple(const Layout& layout) {
 std::string dims(int rank) {
   return std::to_string(rank) + (rank == 1 ? " dimension" : " dimensions");
 }
-
-// True if two different indices reach one element: is there a non-zero d with |d_i| < shape_i and
-// sum d_i stride_i = 0? Exact, by search over the strides from the largest down; a search that gets
-// long counts as "yes".
-class SelfOverlap {
- public:
-  explicit SelfOverlap(const Layout& layout) {
-    for (int d = 0; d < layout.rank; ++d)
-      if (layout.shape[d] > 1) dims_[count_++] = {std::abs(layout.stride[d]), layout.shape[d] - 1};
-    std::sort(dims_, dims_ + count_);
-    std::int64_t reach = 0, divisor = 0;
-    for (int d = 0; d < count_; ++d) {
-      Dim& dim = dims_[d];
-      easy_ = easy_ && dim.stride > reach;
-      dim.reach_below = reach;
-      dim.divisor_below = divisor;
-      reach += dim.stride * dim.most;
-      divisor = std::gcd(divisor, dim.stride);
-    }
-  }
-
-  bool found() {
-    if (easy_) return false;
-    return dims_[0].stride == 0 || search(count_ - 1, 0, true);
-  }
-
- private:
-  struct Dim {
-    std::int64_t stride = 0, most = 0, reach_below = 0, divisor_below = 0;
-    bool operator<(const Dim& other) const { return stride < other.stride; }
-  };
-
-  bool search(int d, std::int64_t sum, bool all_zero) {
-    if (d < 0) return sum == 0 && !all_zero;
-    const Dim& dim = dims_[d];
-    // d and -d are one solution, so the first non-zero step is positive; start where the rest can
-    // reach back to zero.
-    std::int64_t step =
-        all_zero ? 0 : std::max(-dim.most, (-dim.reach_below - sum) / dim.stride - 1);
-    for (; step <= dim.most; ++step) {
-      const std::int64_t next = sum + step * dim.stride;
-      if (next > dim.reach_below) break;
-      if (--budget_ < 0) return true;
-      if (next < -dim.reach_below || (dim.divisor_below > 0 && next % dim.divisor_below != 0))
-        continue;
-      if (search(d - 1, next, all_zero && step == 0)) return true;
-    }
-    return false;
-  }
-
-  int count_ = 0;
-  Dim dims_[max_dims];
-  bool easy_ = true;
-  std::int64_t budget_ = 1'000'000;
-};
 
 // The checks proper; one object per call so that every message can name the operation and the
 // geometry.
@@ -436,7 +382,7 @@ class Maker {
     if (!fits || elements > most || extent > most)
       fail(argument(seat), "sizes and strides whose products stay below 2^57 elements",
            "shape " + tuple(layout));
-    if (!empty && seat == result_of(face_) && given_of(seat) && SelfOverlap(layout).found())
+    if (!empty && seat == result_of(face_) && given_of(seat) && overlaps_itself(layout))
       fail("out", "an array no two of whose elements share memory",
            "shape " + tuple(layout) + " with strides (" + joined(layout.stride, layout.rank, ", ") +
                ")");
