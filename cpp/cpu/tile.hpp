@@ -333,6 +333,10 @@ class Tiler {
   alignas(64) Real widened_[plain ? 1 : 16 * panel_steps];
 };
 
+// What README promises: the extra memory of a call, per worker, on its own stack.
+static_assert(sizeof(Tiler<float>) <= 80 * 1024 && sizeof(Tiler<double>) <= 80 * 1024 &&
+              sizeof(Tiler<Half>) <= 80 * 1024 && sizeof(Tiler<Complex<double>>) <= 80 * 1024);
+
 // Part `part` of `parts` of a cell's columns, cut at whole tiles.
 template <class T>
 UNSHARED_INLINE void compute_part(Tiler<T>& tiler, const Product<T>& product, int64_t part,
