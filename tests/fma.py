@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 # significand bits, exponent of the smallest subnormal, largest finite value
 _FORMATS = {

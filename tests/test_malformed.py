@@ -304,6 +304,8 @@ row(
     {"out": lambda _: None},
     accumulate=True,
 )
+for _name in ("tf32", "3xtf32", "fast"):
+    row(f"{_name} on a CPU", (NotImplementedError, ValueError), "precision", precision=_name)
 row("an unknown precision", (ValueError, TypeError), "precision", precision="double")
 
 # --- ValueError: memory ---------------------------------------------------------------------------

@@ -45,8 +45,15 @@ void tile(const Real* a, int64_t a_row, const int64_t* a_step, const Real* b, co
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
       sum[m][v] = from_zero ? L::zero() : L::load(c + m * c_row + v * L::count);
+  // Rows of A lie pages apart, beyond what hardware fetches ahead: ask for one element of the next
+  // tile at every step. (Worth 10 % of forward and grad_weight in the seed case, channels last.)
+  const Real* ahead = a + M * a_row;
+  const Real* const beyond = ahead + M * a_row;
   for (int64_t t = 0; t < steps; ++t) {
     const Real* row = a + a_step[t];
+    __builtin_prefetch(ahead + a_step[t]);
+    ahead += a_row;
+    if (ahead == beyond) ahead = a + M * a_row;
     const Real* line = packed ? b + t * (V * L::count) : b + b_step[t];
     typename L::Vector vector[V];
 #pragma GCC unroll 4

@@ -146,8 +146,8 @@ class Bench:
         # Values do not matter to time, so a short random sequence may repeat.
         base = np.random.default_rng(0).standard_normal(1_000_003)
         kind = importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
-        flat = {seat: np.resize(base.astype(kind), size) for seat, size in sizes.items()}
-        scratch = np.zeros(max(sizes.values()), kind)
+        flat = {seat: np.resize(base.astype(kind), size).copy() for seat, size in sizes.items()}
+        scratch = np.full(max(sizes.values()), 0, kind)  # not zeros(): that maps smaller pages
         rows: list[Row] = []
         for layout, order, problem in case.variants():
             t = {seat: array(flat[seat], problem, seat) for seat in "xwy"}
