@@ -12,9 +12,13 @@ namespace {
 class SelfOverlap {
  public:
   explicit SelfOverlap(const Layout& layout) {
-    for (int d = 0; d < layout.rank; ++d)
-      if (layout.shape[d] > 1) dims_[count_++] = {std::abs(layout.stride[d]), layout.shape[d] - 1};
-    std::sort(dims_, dims_ + count_);
+    for (int d = 0; d < layout.rank; ++d) {
+      if (layout.shape[d] <= 1) continue;
+      const Dim dim{std::abs(layout.stride[d]), layout.shape[d] - 1};
+      int at = count_++;  // ascending by stride
+      for (; at > 0 && dims_[at - 1].stride > dim.stride; --at) dims_[at] = dims_[at - 1];
+      dims_[at] = dim;
+    }
     std::int64_t reach = 0, divisor = 0;
     for (int d = 0; d < count_; ++d) {
       Dim& dim = dims_[d];
@@ -34,7 +38,6 @@ class SelfOverlap {
  private:
   struct Dim {
     std::int64_t stride = 0, most = 0, reach_below = 0, divisor_below = 0;
-    bool operator<(const Dim& other) const { return stride < other.stride; }
   };
 
   bool search(int d, std::int64_t sum, bool all_zero) {
