@@ -12,7 +12,7 @@ import operator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import as_strided
 
@@ -30,6 +30,7 @@ from arrays import (
 )
 from capsules import CPU, Producer, Reused
 from cases import FACES, OPERANDS, RESULT, Case, exact, library, parse
+from conftest import SEED
 from oracle import Pairs, Sizes, out_sizes
 
 SMALL = parse("n3 a4>b4 i5 k1")  # x, y of one shape; w (5, 4, 4, 1)
@@ -400,10 +401,15 @@ def test_random_calls(face: str, line: str, changes: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200_000)
-@given(*CALLS)
-def test_random_calls_many(face: str, line: str, changes: dict[str, object]) -> None:
-    _check_call(face, line, changes)
+@pytest.mark.parametrize("part", range(20))
+def test_random_calls_many(part: int) -> None:
+    @seed(SEED + 1 + part)
+    @settings(max_examples=10_000, derandomize=False)
+    @given(*CALLS)
+    def run(face: str, line: str, changes: dict[str, object]) -> None:
+        _check_call(face, line, changes)
+
+    run()
 
 
 def test_single_changes_all() -> None:
