@@ -75,7 +75,7 @@ DEFECTS = [
         "place += static_cast<std::int32_t>(o * axis.w_place_stride);",
     ),
     Defect(
-        "another order of summation: taps outside, channels inside",
+        "another order of summation: input channels descending",
         "cpp/reference.hpp",
         "for (std::int64_t a = 0; a < p.in_channels; ++a) {",
         "for (std::int64_t a = p.in_channels - 1; a >= 0; --a) {",
