@@ -1,9 +1,9 @@
 """The tables of docs/transformations-*.md, made from the tests that show each line.
 
-A test of tests/test_<framework>_*.py that shows what a transformation of the framework does carries
-`@pytest.mark.transformation(name, verdict, note="")`. Verdicts: "supported" (the result is right),
-"refused" (an error says so), "limit" (it works within bounds that the note gives). Several tests may
-show one line; they must agree. `make matrix` writes the tables, test_matrix.py compares them.
+A test of tests/test_<framework>_*.py that shows what a transformation of that framework does
+carries `@pytest.mark.transformation(name, verdict, note="")`. Verdicts: "supported" (the result is
+right), "refused" (an error says so), "limit" (right within bounds that the note gives). Several
+tests may show one line; they must agree. `make matrix` writes the tables, test_matrix.py compares.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def table(framework: str) -> str:
     return (
         f"# Transformations of {FRAMEWORKS[framework]}\n\n"
         "*supported*: the result is right. *refused*: an error says so. *limit*: right within the\n"
-        "bounds in the remarks. Written by `make matrix` from the tests named in the last column.\n\n"
+        "bounds in the remarks. Written by `make matrix` from the tests in the last column.\n\n"
         f"{text}\n"
     )
 
