@@ -13,7 +13,7 @@ from torch import Tensor
 from unshared import _core
 from unshared.errors import ArgumentTypeError, ArgumentValueError
 from unshared.torch.operators import FORWARD, GRAD_INPUT, casting, order_of, product
-from unshared.torch.private import plain
+from unshared.torch.private import constant_when_compiled, plain
 
 __all__ = ["locally_connected", "locally_connected_transpose"]
 
@@ -185,7 +185,7 @@ def _geometry(name: str, x: Sequence[int], w: Sequence[int], *options: Any) -> s
     return constant
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _constant_geometry(name: str, input_size: Any, w: Any, *options: Any) -> str:
     return _kept_geometry(name, (1, 1, *input_size), w, *options)  # the core cannot be traced
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch._C import _are_functorch_transforms_active as transforms_active
@@ -12,12 +13,21 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "below_autograd",
+    "constant_when_compiled",
     "dual_level",
     "nested_jvp",
     "plain",
     "transforms_active",
     "without_overload",
 ]
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """As `torch.compiler.assume_constant_result`, which would import the compiler: seconds."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def dual_level() -> bool:
