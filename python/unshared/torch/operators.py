@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unshared import Problem, _core
+from unshared.torch import sharding
 from unshared.torch.private import (
     below_autograd,
     dual_level,
@@ -95,6 +96,8 @@ def order_of(tensor: Tensor) -> str:
 
 # --- derivatives -------------------------------------------------------------------------------
 def _differentiable(face: int, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    if type(first) not in _ORDINARY:
+        _prepare_sharding()
     if dual_level() or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
         return _Eager.apply(face, first, second, *rest)
     with below_autograd():
@@ -226,6 +229,23 @@ def _batched(
     if lead:
         result = result.unflatten(0, (extent, result.shape[0] // max(extent, 1)))
     return result, 0
+
+
+# --- DTensor -----------------------------------------------------------------------------------
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter))
+_sharding_known = False
+
+
+def _prepare_sharding() -> None:
+    """See to it that DTensor knows the rules before it meets an operator for the first time."""
+    global _sharding_known
+    if not _sharding_known:
+        _sharding_known = sharding.register(_OPERATORS, _spatial_and_groups)
+
+
+def _spatial_and_groups(geometry: str) -> tuple[int, int]:
+    read = _read(geometry)
+    return read.spatial, read.groups
 
 
 # --- the operators themselves --------------------------------------------------------------------
