@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unshared import Problem, _core
+from unshared.errors import ArgumentTypeError, ArgumentValueError
 from unshared.torch import sharding
 from unshared.torch.private import (
     below_autograd,
@@ -303,6 +304,12 @@ def _fake(
     face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
 ) -> Tensor:
     """A result without values, for meta and fake tensors."""
+    for attribute, error in (("device", ArgumentValueError), ("dtype", ArgumentTypeError)):
+        one, other = getattr(first, attribute), getattr(second, attribute)
+        if one != other:
+            name, operands = list(FACES.items())[face]
+            expected = f"{attribute} {one}, as '{operands[0]}' has it"
+            raise error.of(name, operands[1], expected, f"{attribute} {other}")
     shape = _shape(face, first, second, _read(geometry), how)
     physical = [int(digit) for digit in order] or list(range(len(shape)))
     return torch.empty_permuted(shape, physical, dtype=first.dtype, device=first.device)
