@@ -99,13 +99,16 @@ def main() -> None:
         child.start()
         sender.close()
         try:
-            forward, backward, peak, _ = receiver.recv()
+            forward, backward, peak, floor = receiver.recv()
         except EOFError:
             print(f"{name:<16}ended early (out of memory?)")
             continue
         finally:
             child.join()
-        print(f"{name:<16}{forward:>8.2f} s{backward:>8.2f} s{peak / GIB:>10.2f} GiB")
+        print(
+            f"{name:<16}{forward:>8.2f} s{backward:>8.2f} s{peak / GIB:>10.2f} GiB, "
+            f"{floor / GIB:.2f} of them PyTorch itself"
+        )
 
 
 if __name__ == "__main__":
