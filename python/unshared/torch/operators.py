@@ -114,10 +114,11 @@ class _Bilinear(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Any, ...]:
         face, geometry, how = ctx.call
         gradients: list[Tensor | None] = [None, None]
+        saved = ctx.saved_tensors  # once: checkpointing allows no second look
         for of in (0, 1):
             if cotangent is not None and ctx.needs_input_grad[1 + of]:
                 derivative = DERIVATIVE[face][of]
-                operands = [cotangent, ctx.saved_tensors[1 - of]]
+                operands = [cotangent, saved[1 - of]]
                 if derivative[1] == 1:
                     operands.reverse()
                 bits = _flags(how, of, cotangent.is_complex(), derivative)
