@@ -254,6 +254,8 @@ def _compute(
     face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
 ) -> Tensor:
     """Call the core: on the CPU with PyTorch's number of threads, on CUDA on its current stream."""
+    if first.is_conj():  # the result is allocated like it, and PyTorch would copy it for that
+        first, how = first.conj(), how ^ CONJUGATE[0]
     result: Tensor = _core.apply(
         face,
         first,
