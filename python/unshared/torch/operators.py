@@ -66,6 +66,8 @@ def product(
                 "unshared.torch: torch.func.jvp within torch.func.jvp (or jacfwd) loses tangents "
                 "of functions defined in Python, inside PyTorch; use jvp of grad, or vjp of vjp"
             )
+        if casting(first):  # outside of the Function, so that backward may run without autocast
+            return _autocast(first.device.type, face, first, second, geometry, order, how)
         return _Transformed.apply(face, first, second, geometry, order, how)
     if casting(first):
         return _call(face, first, second, geometry, order, how)
