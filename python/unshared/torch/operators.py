@@ -199,21 +199,22 @@ def _batched(
     """
     lead = how & MAPPED
     if dims[1] is None and face != GRAD_WEIGHT and dims[0] is not None:
-        extent = first.shape[dims[0]]
-        folded = first.movedim(dims[0], lead).flatten(lead, lead + 1)
-        result = product(face, folded, second, geometry, order, how)
-        return result.unflatten(lead, (extent, result.shape[lead] // max(extent, 1))), lead
+        moved = first.movedim(dims[0], lead)
+        result = product(face, moved.flatten(lead, lead + 1), second, geometry, order, how)
+        return result.unflatten(lead, moved.shape[lead : lead + 2]), lead
     operands = [first, second]
     extent = next(t.shape[d] for t, d in zip(operands, dims, strict=True) if d is not None)
+    sizes: tuple[int, ...] = ()
     for i, dim in enumerate(dims):
         operand = operands[i]
         operand = operand.expand(extent, *operand.shape) if dim is None else operand.movedim(dim, 0)
+        sizes = operand.shape[:2]
         operands[i] = operand.flatten(0, 1) if lead else operand
     if order and not lead:
         order = "0" + "".join(str(int(digit) + 1) for digit in order)
     result = product(face, operands[0], operands[1], geometry, order, how | MAPPED)
     if lead:
-        result = result.unflatten(0, (extent, result.shape[0] // max(extent, 1)))
+        result = result.unflatten(0, sizes)
     return result, 0
 
 
