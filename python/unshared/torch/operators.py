@@ -180,11 +180,12 @@ class _Transformed(_Bilinear):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], face: int, first: Tensor, second: Tensor, *rest: Any
     ) -> tuple[Tensor, int]:
-        return _batched(face, in_dims[1:3], first, second, *rest)
+        return _batched(product, face, in_dims[1:3], first, second, *rest)
 
 
 # --- vmap --------------------------------------------------------------------------------------
 def _batched(
+    call: Callable[..., Tensor],
     face: int,
     dims: tuple[int | None, int | None],
     first: Tensor,
@@ -200,7 +201,7 @@ def _batched(
     lead = how & MAPPED
     if dims[1] is None and face != GRAD_WEIGHT and dims[0] is not None:
         moved = first.movedim(dims[0], lead)
-        result = product(face, moved.flatten(lead, lead + 1), second, geometry, order, how)
+        result = call(face, moved.flatten(lead, lead + 1), second, geometry, order, how)
         return result.unflatten(lead, moved.shape[lead : lead + 2]), lead
     operands = [first, second]
     extent = next(t.shape[d] for t, d in zip(operands, dims, strict=True) if d is not None)
@@ -212,7 +213,7 @@ def _batched(
         operands[i] = operand.flatten(0, 1) if lead else operand
     if order and not lead:
         order = "0" + "".join(str(int(digit) + 1) for digit in order)
-    result = product(face, operands[0], operands[1], geometry, order, how | MAPPED)
+    result = call(face, operands[0], operands[1], geometry, order, how | MAPPED)
     if lead:
         result = result.unflatten(0, sizes)
     return result, 0
@@ -314,7 +315,7 @@ def _register() -> tuple[torch.library.Library, tuple[Any, ...]]:
         )
         torch.library.register_vmap(
             f"unshared::{name}",
-            lambda info, dims, *args, face=face: _batched(face, dims[:2], *args),
+            lambda info, dims, *args, face=face: _batched(_call, face, dims[:2], *args),
             lib=library,
         )
         operators.append(getattr(torch.ops.unshared, name).default)
