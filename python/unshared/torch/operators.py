@@ -91,6 +91,12 @@ def order_of(tensor: Tensor) -> str:
 # --- derivatives -------------------------------------------------------------------------------
 def _differentiable(face: int, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
     if dual_level() or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
+        if transforms_active():
+            raise NotImplementedError(
+                "unshared.torch: torch.func cannot differentiate torch.ops.unshared, which is all "
+                "that torch.compile(fullgraph=True) and torch.export see; call the functions of "
+                "unshared.torch outside of these"
+            )
         return _Eager.apply(face, first, second, *rest)
     with below_autograd():
         return _call(face, first, second, *rest)
