@@ -35,9 +35,10 @@ DERIVATIVE = (
     ((GRAD_INPUT, 1), (FORWARD, 1)),
 )
 
-# Bits of `how`: all operands have a mapped leading extent; take the conjugate of an operand; and
-# for the core, that gradients are dealt with here.
-MAPPED, CONJUGATE, HANDLED = 1, (2, 4), 8
+# Bits of `how`: all operands have a mapped leading extent; take the conjugate of an operand; for
+# the core, that gradients are dealt with here; from the compiler, that operands may carry tangents
+# (its code enters a level of forward mode without telling `dual_level`).
+MAPPED, CONJUGATE, HANDLED, TANGENTS = 1, (2, 4), 8, 16
 
 
 def product(
@@ -59,6 +60,8 @@ def product(
         Sum of 1 (mapped), 2 (conjugate first), 4 (conjugate second).
     """
     if torch.compiler.is_compiling():
+        if dual_level():
+            how |= TANGENTS
         return _call(face, first, second, geometry, order, how)
     if transforms_active():
         if nested_jvp():
@@ -89,17 +92,20 @@ def order_of(tensor: Tensor) -> str:
 
 
 # --- derivatives -------------------------------------------------------------------------------
-def _differentiable(face: int, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
-    if dual_level() or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
+def _differentiable(
+    face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
+) -> Tensor:
+    tangents = dual_level() or how & TANGENTS
+    if tangents or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
         if transforms_active():
             raise NotImplementedError(
                 "unshared.torch: torch.func cannot differentiate torch.ops.unshared, which is all "
                 "that torch.compile(fullgraph=True) and torch.export see; call the functions of "
                 "unshared.torch outside of these"
             )
-        return _Eager.apply(face, first, second, *rest)
+        return _Eager.apply(face, first, second, geometry, order, how)
     with below_autograd():
-        return _call(face, first, second, *rest)
+        return _call(face, first, second, geometry, order, how)
 
 
 def _flags(how: int, of: int, complex_: bool, derivative: tuple[int, int]) -> int:
@@ -156,8 +162,9 @@ class _Eager(_Bilinear):
     ) -> Tensor:
         wanted = ctx.needs_input_grad
         ctx.save_for_backward(first if wanted[2] else None, second if wanted[1] else None)
-        if dual_level():
+        if dual_level() or how & TANGENTS:
             ctx.save_for_forward(first, second)
+            how &= ~TANGENTS
         ctx.set_materialize_grads(False)
         ctx.call, ctx.order = (face, geometry, how), order
         ctx.orders = (order_of(first), order_of(second))
@@ -266,6 +273,7 @@ def _compute(
     """Call the core: on the CPU with PyTorch's number of threads, on CUDA on its current stream."""
     if first.is_conj():  # the result is allocated like it, and PyTorch would copy it for that
         first, how = first.conj(), how ^ CONJUGATE[0]
+    how = how & ~TANGENTS | HANDLED
     result: Tensor = _core.apply(
         face,
         first,
@@ -273,7 +281,7 @@ def _compute(
         _read(geometry).problem,
         order,
         torch.get_num_threads(),
-        how | HANDLED,
+        how,
     )
     return result
 
