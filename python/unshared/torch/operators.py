@@ -87,7 +87,13 @@ def order_of(tensor: Tensor) -> str:
     """Name the memory order of a tensor as `product` takes it."""
     if tensor.is_contiguous():
         return ""
-    dims = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    strides = tensor.stride()
+    dims: list[int] = []
+    for dim in range(tensor.dim()):  # by insertion: the compiler cannot sort strides that vary
+        at = dim
+        while at and strides[dims[at - 1]] < strides[dim]:
+            at -= 1
+        dims.insert(at, dim)
     return "".join(map(str, dims))
 
 
