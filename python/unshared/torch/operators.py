@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from unshared import Problem, _core
-from unshared.torch.private import below_autograd, dual_level, nested_jvp, transforms_active
+from unshared.torch.private import (
+    below_autograd,
+    dual_level,
+    nested_jvp,
+    transforms_active,
+    without_overload,
+)
 
 __all__ = ["FACES", "FORWARD", "GRAD_INPUT", "GRAD_WEIGHT", "casting", "order_of", "product"]
 
@@ -63,6 +69,8 @@ def product(
         if dual_level():
             how |= TANGENTS
         return _call(face, first, second, geometry, order, how)
+    # What has its default need not cross PyTorch's dispatcher, where every argument costs.
+    rest = (geometry, order, how) if order or how else (geometry,)
     if transforms_active():
         if nested_jvp():
             raise NotImplementedError(
@@ -73,14 +81,13 @@ def product(
             return _autocast(first.device.type, face, first, second, geometry, order, how)
         return _Transformed.apply(face, first, second, geometry, order, how)
     if casting(first):
-        return _call(face, first, second, geometry, order, how)
-    return _differentiable(face, first, second, geometry, order, how)
+        return _call(face, first, second, *rest)
+    return _differentiable(face, first, second, *rest)
 
 
 def casting(tensor: Tensor) -> bool:
     """Whether autocast is on for the device of a tensor."""
-    device = tensor.device.type
-    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return bool(torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda"))
 
 
 def order_of(tensor: Tensor) -> str:
@@ -98,10 +105,8 @@ def order_of(tensor: Tensor) -> str:
 
 
 # --- derivatives -------------------------------------------------------------------------------
-def _differentiable(
-    face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
-) -> Tensor:
-    tangents = dual_level() or how & TANGENTS
+def _differentiable(face: int, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    tangents = dual_level() or (len(rest) == 3 and rest[2] & TANGENTS)
     if tangents or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
         if transforms_active():
             raise NotImplementedError(
@@ -109,9 +114,9 @@ def _differentiable(
                 "that torch.compile(fullgraph=True) and torch.export see; call the functions of "
                 "unshared.torch outside of these"
             )
-        return _Eager.apply(face, first, second, geometry, order, how)
+        return _Eager.apply(face, first, second, *rest)
     with below_autograd():
-        return _call(face, first, second, geometry, order, how)
+        return _EAGER[face](first, second, *rest)
 
 
 def _flags(how: int, of: int, complex_: bool, derivative: tuple[int, int]) -> int:
@@ -145,7 +150,7 @@ class _Bilinear(torch.autograd.Function):
                 gradients[of] = product(
                     derivative[0], operands[0], operands[1], geometry, ctx.orders[of], bits
                 )
-        return None, *gradients, None, None, None
+        return None, *gradients, *[None] * (len(ctx.needs_input_grad) - 3)
 
     @staticmethod
     def jvp(ctx: Any, _: None, first_t: Tensor | None, second_t: Tensor | None, *rest: None) -> Any:
@@ -164,7 +169,13 @@ class _Eager(_Bilinear):
 
     @staticmethod
     def forward(
-        ctx: Any, face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
+        ctx: Any,
+        face: int,
+        first: Tensor,
+        second: Tensor,
+        geometry: str,
+        order: str = "",
+        how: int = 0,
     ) -> Tensor:
         wanted = ctx.needs_input_grad
         ctx.save_for_backward(first if wanted[2] else None, second if wanted[1] else None)
@@ -174,8 +185,9 @@ class _Eager(_Bilinear):
         ctx.set_materialize_grads(False)
         ctx.call, ctx.order = (face, geometry, how), order
         ctx.orders = (order_of(first), order_of(second))
+        rest = (geometry, order, how) if order or how else (geometry,)
         with below_autograd():
-            return _call(face, first, second, geometry, order, how)
+            return _EAGER[face](first, second, *rest)
 
 
 class _Transformed(_Bilinear):
@@ -210,8 +222,8 @@ def _batched(
     first: Tensor,
     second: Tensor,
     geometry: str,
-    order: str,
-    how: int,
+    order: str = "",
+    how: int = 0,
 ) -> tuple[Tensor, int]:
     """One extent more, without a loop: into the batch where that is enough, else as an axis.
 
@@ -274,7 +286,7 @@ def _shape(face: int, first: Tensor, second: Tensor, geometry: Geometry, how: in
 
 
 def _compute(
-    face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
+    face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
 ) -> Tensor:
     """Call the core: on the CPU with PyTorch's number of threads, on CUDA on its current stream."""
     if first.is_conj():  # the result is allocated like it, and PyTorch would copy it for that
@@ -292,7 +304,9 @@ def _compute(
     return result
 
 
-def _fake(face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int) -> Tensor:
+def _fake(
+    face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
+) -> Tensor:
     """A result without values, for meta and fake tensors."""
     shape = _shape(face, first, second, _read(geometry), how)
     physical = [int(digit) for digit in order] or list(range(len(shape)))
@@ -317,7 +331,8 @@ def _register() -> tuple[torch.library.Library, tuple[Any, ...]]:
     operators = []
     for face, (name, (first, second)) in enumerate(FACES.items()):
         library.define(
-            f"{name}(Tensor {first}, Tensor {second}, str geometry, str order, int how) -> Tensor",
+            f"{name}(Tensor {first}, Tensor {second}, str geometry, str order='', int how=0) "
+            "-> Tensor",
             tags=(torch.Tag.pt2_compliant_tag,),
         )
         kernels: dict[str, Callable[..., Tensor]] = {
@@ -343,6 +358,7 @@ def _register() -> tuple[torch.library.Library, tuple[Any, ...]]:
 
 
 _LIBRARY, _OPERATORS = _register()
+_EAGER = tuple(map(without_overload, _OPERATORS))
 
 
 def _call(face: int, *args: Any) -> Tensor:
