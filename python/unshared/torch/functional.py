@@ -120,6 +120,8 @@ def locally_connected_transpose(
     torch.Size([2, 4, 8, 8])
     """
     name = "locally_connected_transpose"
+    if output_padding is None:
+        raise ArgumentTypeError.of(name, "output_padding", "whole numbers", "None")
     spatial = _spatial(name, w)
     x, unbatched = batched(name, x, spatial)
     geometry = _geometry(name, x.shape, w.shape, stride, padding, output_padding, dilation, groups)
@@ -180,9 +182,9 @@ def _geometry(name: str, x: Sequence[int], w: Sequence[int], *options: Any) -> s
     """
     if not torch.compiler.is_compiling():
         try:
-            return _kept_geometry(name, x, w, *options)
-        except TypeError:  # lists, or an error, which comes again
-            pass
+            return _kept_geometry(name, x, w, _kinds(options), *options)
+        except TypeError:  # something that cannot be a key; or an error, which comes again
+            return _kept_geometry.__wrapped__(name, x, w, None, *options)
     constant: str = _constant_geometry(
         name, tuple(map(index, x[2:])), tuple(map(index, w)), *map(_constant, options)
     )
@@ -191,11 +193,11 @@ def _geometry(name: str, x: Sequence[int], w: Sequence[int], *options: Any) -> s
 
 @constant_when_compiled
 def _constant_geometry(name: str, input_size: Any, w: Any, *options: Any) -> str:
-    return _kept_geometry(name, (1, 1, *input_size), w, *options)  # the core cannot be traced
+    return _kept_geometry.__wrapped__(name, (1, 1, *input_size), w, None, *options)
 
 
 @functools.lru_cache(maxsize=4096, typed=True)
-def _kept_geometry(name: str, x: Any, w: Any, *options: Any) -> str:
+def _kept_geometry(name: str, x: Any, w: Any, _: Any, *options: Any) -> str:
     # The fewest channels there can be: those of the tensors are checked with the tensors.
     groups = options[-1]
     kernel_size = w[len(w) // 2 + 1 :]
@@ -207,12 +209,16 @@ def _kept_geometry(name: str, x: Any, w: Any, *options: Any) -> str:
     return str(_core.layer(name, 1, 1, x[2:], kernel_size, *options))  # blames the groups
 
 
+def _kinds(options: tuple[Any, ...]) -> str | None:
+    """What tells options apart that are equal, yet not the same: (1, 1) and (1.0, 1.0)."""
+    return repr(options) if tuple in map(type, options) else None
+
+
 def _constant(option: Any) -> Any:
-    """The same, hashable; a constant where the compiler would take a number for variable."""
+    """The same, a constant where the compiler would take a number for variable."""
     if isinstance(option, (list, tuple)):
         return tuple(map(_constant, option))
-    variable = torch.compiler.is_compiling() and isinstance(option, int)
-    return index(option) if variable and not isinstance(option, bool) else option
+    return index(option) if isinstance(option, int) and not isinstance(option, bool) else option
 
 
 def _spatial(name: str, w: Tensor) -> int:
