@@ -336,6 +336,12 @@ void Array::mark_written() const {
     nb::module_::import_("torch.autograd.graph").attr("increment_version")(object_);
 }
 
+void check_dtype(Where where, const std::string& name) {
+  for (int d = 0; d < dtype_count; ++d)
+    if (name == name_of(static_cast<DType>(d))) return;
+  where.fail(Kind::type, dtype_names, "dtype " + name);
+}
+
 Layout row_major(Layout layout) {
   std::int64_t stride = 1;
   for (int d = std::clamp(layout.rank, 0, max_dims) - 1; d >= 0; --d) {

@@ -94,6 +94,9 @@ class Array {
 // "None", "1.5", "an object of type 'list'": an argument in few words.
 std::string describe(nb::handle value);
 
+// Refuses a dtype that is none of the library's.
+void check_dtype(Where where, const std::string& name);
+
 // The same shape in row-major order without gaps.
 Layout row_major(Layout layout);
 

@@ -188,16 +188,23 @@ class Job {
   Call call_;
 };
 
-// The problem of a call whose operands are not arrays yet but shapes; row-major.
-Problem described(int number, const std::vector<std::int64_t>& first,
-                  const std::vector<std::int64_t>& second, const Options& options) {
-  const Face face = face_of(number);
-  const auto layout = [&](const std::vector<std::int64_t>& shape) {
+// The problem of a call whose operands are not arrays yet but shapes and dtypes; row-major.
+Problem described(Face face, const std::vector<std::int64_t>& first, const std::string& dtype,
+                  const std::vector<std::int64_t>& second, const std::string& second_dtype,
+                  const Options& options) {
+  const auto layout = [](const std::vector<std::int64_t>& shape) {
     Layout l;
     l.rank = static_cast<int>(std::min<std::size_t>(shape.size(), INT_MAX));
     std::copy_n(shape.begin(), std::min<std::size_t>(shape.size(), max_dims), l.shape);
     return row_major(l);
   };
+  const Seat first_seat = face == Face::grad_input ? Seat::y : Seat::x;
+  const Seat second_seat = face == Face::grad_weight ? Seat::y : Seat::w;
+  check_dtype({face, argument_of(face, first_seat)}, dtype);
+  if (second_dtype != dtype)
+    Where{face, argument_of(face, second_seat)}.fail(
+        Kind::type, "dtype " + dtype + ", as '" + argument_of(face, first_seat) + "' has it",
+        "dtype " + second_dtype);
   Arguments arguments;
   read_geometry(arguments, face, options);
   (face == Face::grad_input ? arguments.y : arguments.x) = layout(first);
@@ -275,6 +282,21 @@ nb::dict build_info_dict() {
   return d;
 }
 
+nb::dict options_of(const Problem& p) {
+  const auto per_axis = [&](auto get) {
+    nb::list numbers;
+    for (int s = 0; s < p.spatial; ++s) numbers.append(get(p.spatial_axis(s)));
+    return nb::tuple(numbers);
+  };
+  nb::dict d;
+  d["stride"] = per_axis([](const Axis& a) { return a.stride; });
+  d["padding"] = per_axis([](const Axis& a) { return std::pair(a.padding_low, a.padding_high); });
+  d["dilation"] = per_axis([](const Axis& a) { return a.dilation; });
+  d["input_dilation"] = per_axis([](const Axis& a) { return a.input_dilation; });
+  d["groups"] = p.groups();
+  return d;
+}
+
 void bind_problem(nb::module_& m) {
   nb::class_<Problem>(
       m, "Problem",
@@ -312,6 +334,15 @@ void bind_problem(nb::module_& m) {
       .def_prop_ro(
           "flops", [](const Problem& p) { return p.flops(); }, nb::sig("def flops(self) -> float"),
           "Multiplications and additions of real numbers that fall inside the input.")
+      .def_prop_ro(
+          "mapped",
+          [](const Problem& p) {
+            return p.mapped ? std::optional<std::int64_t>(p.axes[0].input) : std::nullopt;
+          },
+          nb::sig("def mapped(self) -> int | None"),
+          "The leading extent that every tensor carries, each index a problem of its own.")
+      .def_prop_ro("options", options_of, nb::sig("def options(self) -> dict[str, typing.Any]"),
+                   "Stride, padding and the rest, as the three faces take them.")
       .def(
           "restate",
           [](const Problem& p, std::optional<std::int64_t> mapped,
@@ -365,22 +396,29 @@ NB_MODULE(_core, m) {
   bind_problem(m);
   m.def(
       "make_problem",
-      [](int face, const std::vector<std::int64_t>& first, const std::vector<std::int64_t>& second,
-         nb::handle sizes, nb::handle stride, nb::handle padding, nb::handle dilation,
-         nb::handle input_dilation, nb::handle groups) {
-        return described(
-            face, first, second,
-            Options{sizes, stride, padding, dilation, input_dilation, groups, {}, {}, {}, {}});
+      [](int face, const std::vector<std::int64_t>& first, const std::string& dtype,
+         const std::vector<std::int64_t>& second, const std::string& second_dtype, nb::handle sizes,
+         nb::handle stride, nb::handle padding, nb::handle dilation, nb::handle input_dilation,
+         nb::handle groups) {
+        const Options options{sizes,  stride, padding, dilation, input_dilation,
+                              groups, {},     {},      {},       {}};
+        return described(face_of(face), first, dtype, second, second_dtype, options);
       },
-      nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
-      nb::arg().none(), nb::arg().none(), nb::arg().none(),
-      nb::sig("def make_problem(face: int, first: typing.Sequence[int], "
-              "second: typing.Sequence[int], sizes: object, stride: object, padding: object, "
-              "dilation: object, input_dilation: object, groups: object, /) -> Problem"),
+      nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
+      nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+      nb::sig("def make_problem(face: int, first: typing.Sequence[int], dtype: str, "
+              "second: typing.Sequence[int], second_dtype: str, sizes: object, stride: object, "
+              "padding: object, dilation: object, input_dilation: object, groups: object, /) "
+              "-> Problem"),
       "The problem of a call whose operands are not arrays yet but shapes, row-major.");
 #if defined(UNSHARED_XLA_API)
   bind_xla(m);
 #endif
+  m.attr("dtypes") = [] {
+    nb::list names;
+    for (int d = 0; d < dtype_count; ++d) names.append(name_of(static_cast<DType>(d)));
+    return nb::tuple(names);
+  }();
   m.def("build_info", build_info_dict, nb::sig("def build_info() -> dict[str, typing.Any]"));
 
   m.def(

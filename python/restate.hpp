@@ -7,6 +7,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "problem.hpp"
@@ -16,15 +17,16 @@ namespace unshared::python {
 // What is not given stays as it is. Channel counts are totals, of all groups together.
 struct Restatement {
   std::optional<std::int64_t> mapped, batch, in_channels, out_channels, groups;
-  // Logical dimensions of each tensor from the slowest in memory to the fastest; row-major if empty.
+  // Dimensions of each tensor, slowest in memory first; row-major if empty. The mapped one does not
+  // count: it is the slowest.
   std::array<std::vector<int>, 3> order;
   // The operand that has no mapped extent: every index of the others meets all of it.
   std::optional<Seat> shared;
 };
 
 inline Problem restate(const Problem& problem, const Restatement& wish) {
-  const auto fail = [](const char* argument, const char* expected, std::string found) {
-    throw Error(Error::Kind::value, "restate", argument, expected, std::move(found));
+  const auto fail = [](const char* argument, std::string expected, std::string found) {
+    throw Error(Error::Kind::value, "restate", argument, std::move(expected), std::move(found));
   };
   Arguments stated;
   stated.mapped = problem.mapped || wish.mapped;
@@ -63,22 +65,25 @@ inline Problem restate(const Problem& problem, const Restatement& wish) {
     if (seat == Seat::w) add([](const Axis& a) { return a.kernel; });
     if (seat == Seat::y) add([](const Axis& a) { return a.output; });
 
-    const bool shared = wish.shared == seat && stated.mapped;
-    const int from = shared ? lead : 0;  // an operand without the mapped extent does not count it
     const std::vector<int>& order = wish.order[static_cast<std::size_t>(seat)];
-    if (!order.empty() && static_cast<int>(order.size()) != l.rank - from)
-      fail(name, "an order of all its dimensions", std::to_string(order.size()) + " of them");
-    std::vector<bool> seen(max_dims, false);
+    const int dims = l.rank - lead;
+    if (!order.empty() && static_cast<int>(order.size()) != dims)
+      fail(name, "an order of its " + std::to_string(dims) + " dimensions",
+           std::to_string(order.size()));
     std::int64_t stride = 1;
-    for (int i = l.rank - from - 1; i >= 0; --i) {
-      const int d = (order.empty() ? i : order[static_cast<std::size_t>(i)]) + from;
-      if (d < from || d >= l.rank || seen[static_cast<std::size_t>(d)])
-        fail(name, "each dimension once", std::to_string(d - from));
-      seen[static_cast<std::size_t>(d)] = true;
+    const auto lay = [&](int d) {
       l.stride[d] = stride;
       if (__builtin_mul_overflow(stride, std::max<std::int64_t>(l.shape[d], 1), &stride))
         stride = INT64_MAX;
+    };
+    std::array<bool, max_dims> seen{};
+    for (int i = dims - 1; i >= 0; --i) {
+      const int d = order.empty() ? i : order[static_cast<std::size_t>(i)];
+      if (d < 0 || d >= dims || std::exchange(seen[static_cast<std::size_t>(d)], true))
+        fail(name, "each dimension once, counted from 0", std::to_string(d));
+      lay(lead + d);
     }
+    if (stated.mapped && wish.shared != seat) lay(0);
     return l;
   };
   stated.x = layout(Seat::x);

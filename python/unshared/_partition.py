@@ -1,0 +1,149 @@
+"""How a call of `unshared.jax` is divided over the devices of a mesh.
+
+Batch, output and input channels (and a mapped extent) may be divided without moving an operand;
+where a divided extent is summed over, the partial sums are added up. Places, taps and groups stay
+whole. The partitioner is told so by a rule of Shardy, on `jax.experimental.custom_partitioning`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+import unshared
+
+
+def letters(geometry: Any, seat: str) -> tuple[str, ...]:
+    """What each dimension of an array is called: m, n, a, b, and i, o, k numbered by axis."""
+    problem = geometry.problem
+    axes = range(len(problem.options["stride"]))
+    places = {letter: tuple(f"{letter}{s}" for s in axes) for letter in "iok"}
+    lead = ("m",) if geometry.mapped(seat) else ()
+    if seat == "w":  # with groups, the input channels of w are not those of x
+        a = "a" if problem.options["groups"] == 1 else "c"
+        return (*lead, *places["o"], "b", a, *places["k"])
+    if seat == "x":
+        return (*lead, "n", "a", *places["i"])
+    return (*lead, "n", "b", *places["o"])
+
+
+def result_spec(
+    face: str, names: Sequence[tuple[str, ...]], specs: Sequence[Sequence[Any]]
+) -> tuple[Any, ...]:
+    """The mesh axes of the result where the user states all shardings (explicit meshes)."""
+    axes: dict[str, Any] = {}
+    for dims, spec in zip(names, specs, strict=False):
+        for name, axis in zip(dims, spec, strict=False):
+            if axis is None:
+                continue
+            if name not in ("m", "n", "a", "b") or name not in names[2]:
+                raise unshared.ArgumentValueError(
+                    f"unshared.{face}: expected operands divided along dimensions that the result "
+                    f"has and that can be divided, found {name!r} divided over {axis!r}"
+                )
+            if axes.setdefault(name, axis) != axis:
+                raise unshared.ArgumentValueError(
+                    f"unshared.{face}: expected one division of {name!r}, found {axes[name]!r} and "
+                    f"{axis!r}"
+                )
+    return tuple(axes.get(name) for name in names[2])
+
+
+def wanted(context: Any) -> bool:
+    """Whether XLA will divide this call: several devices, and not inside shard_map or the like."""
+    try:
+        devices = context.module_context.axis_context.num_devices
+    except (AttributeError, ValueError):
+        return False
+    return devices is not None and devices > 1 and _asked
+
+
+_asked = False
+
+
+def may_ask_for_devices(primitive: Any) -> None:
+    """Let the lowering of a primitive see the mesh; without it a call runs whole on every device.
+
+    The one private name of jax in use. Where it is gone, shard_map still divides calls.
+    """
+    global _asked
+    try:
+        from jax._src.dispatch import prim_requires_devices_during_lowering
+
+        prim_requires_devices_during_lowering.add(primitive)
+        _asked = True
+    except (ImportError, AttributeError):
+        _asked = False
+
+
+@functools.cache
+def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
+    """The call as a function that the partitioner may divide."""
+    from unshared.jax import _SEATS, _bind
+
+    names = [letters(geometry, seat) for seat in _SEATS[face]]
+    whole = geometry.problem.options["groups"] > 1
+
+    @custom_partitioning
+    def call(first: Any, second: Any) -> Any:
+        return _bind(face, first, second, geometry)
+
+    def divide(mesh: Any, operands: Any, result: Any) -> Any:
+        specs = [_padded(operand.sharding.spec, len(operand.shape)) for operand in operands]
+        spec = _padded(result.sharding.spec, len(result.shape))
+        summed = _summed(names, specs)
+
+        def local(first: Any, second: Any) -> Any:
+            extents = dict(zip(names[0] + names[1], first.shape + second.shape, strict=True))
+            sizes = {"mapped": "m", "batch": "n", "in_channels": "a", "out_channels": "b"}
+            given = {size: extents[name] for size, name in sizes.items() if name in extents}
+            if face == "grad_weight" and "m" not in extents:
+                given.pop("mapped", None)
+            problem = geometry.problem.restate(**given)
+            part = _bind(face, first, second, geometry._replace(problem=problem))
+            return jax.lax.psum(part, summed) if summed else part
+
+        shardings = [NamedSharding(mesh, PartitionSpec(*s)) for s in specs]
+        return mesh, local, NamedSharding(mesh, PartitionSpec(*spec)), tuple(shardings)
+
+    factors = dict.fromkeys(name for dims in names for name in dims)  # in order of appearance
+    fixed = [f for f in factors if f[0] in "iokc" or (whole and f in "ab")]
+    reduced = [f for f in factors if f not in fixed and f not in names[2]]
+    first, second, result = (" ".join(dims) for dims in names)
+    call.def_partition(
+        divide,
+        infer_sharding_from_operands=lambda mesh, operands, result: NamedSharding(
+            mesh,
+            PartitionSpec(*_inferred(names, [_padded(o.sharding.spec, len(o.shape)) for o in operands])),
+        ),
+        sharding_rule=f"{first}, {second} -> {result}",
+        reduction_factors=tuple(reduced),
+        need_replication_factors=tuple(fixed),
+    )
+    return call  # type: ignore[no-any-return]
+
+
+def _padded(spec: Sequence[Any], rank: int) -> tuple[Any, ...]:
+    return (*spec, *(None,) * (rank - len(spec)))
+
+
+def _summed(names: Sequence[tuple[str, ...]], specs: Sequence[Sequence[Any]]) -> tuple[str, ...]:
+    """Mesh axes over which a dimension that the result lacks is divided."""
+    axes: dict[str, None] = {}
+    for dims, spec in zip(names, specs, strict=False):
+        for name, axis in zip(dims, spec, strict=True):
+            if axis is not None and name not in names[2]:
+                axes.update(dict.fromkeys(axis if isinstance(axis, tuple) else (axis,)))
+    return tuple(axes)
+
+
+def _inferred(names: Sequence[tuple[str, ...]], specs: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    found: dict[str, Any] = {}
+    for dims, spec in zip(names, specs, strict=False):
+        found |= {n: s for n, s in zip(dims, spec, strict=True) if s is not None and n in "mnab"}
+    return tuple(found.get(name) for name in names[2])
