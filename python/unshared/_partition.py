@@ -18,18 +18,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 import unshared
 
 
+_DIVIDED = ("m", "n", "a", "b")
+
+
 def letters(geometry: Any, seat: str) -> tuple[str, ...]:
-    """What each dimension of an array is called: m, n, a, b, and i, o, k numbered by axis."""
-    problem = geometry.problem
-    axes = range(len(problem.options["stride"]))
-    places = {letter: tuple(f"{letter}{s}" for s in axes) for letter in "iok"}
-    lead = ("m",) if geometry.mapped(seat) else ()
-    if seat == "w":  # with groups, the input channels of w are not those of x
-        a = "a" if problem.options["groups"] == 1 else "c"
-        return (*lead, *places["o"], "b", a, *places["k"])
-    if seat == "x":
-        return (*lead, "n", "a", *places["i"])
-    return (*lead, "n", "b", *places["o"])
+    """What each axis of an array is called: m, n, a, b; what stays whole by other names."""
+    spatial = range(len(geometry.problem.options["stride"]))
+    grouped = geometry.problem.options["groups"] > 1
+    places, taps, inputs = ([f"{letter}{s}" for s in spatial] for letter in "oki")
+    if seat == "w":  # with groups, or joined to taps, its input channels are not those of x
+        names = [*places, "b", "c" if grouped else "a", *taps]
+    else:
+        names = ["n", "a" if seat == "x" else "b", *(inputs if seat == "x" else places)]
+    axes = geometry.axes(seat)
+    joined = tuple(names[a[0]] if len(a) == 1 else "f" for a in axes)
+    return ("m",) * geometry.lead(seat) + joined
 
 
 def result_spec(
@@ -41,7 +44,7 @@ def result_spec(
         for name, axis in zip(dims, spec, strict=False):
             if axis is None:
                 continue
-            if name not in ("m", "n", "a", "b") or name not in names[2]:
+            if name not in _DIVIDED or name not in names[2]:
                 raise unshared.ArgumentValueError(
                     f"unshared.{face}: expected operands divided along dimensions that the result "
                     f"has and that can be divided, found {name!r} divided over {axis!r}"
@@ -102,8 +105,6 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
             extents = dict(zip(names[0] + names[1], first.shape + second.shape, strict=True))
             sizes = {"mapped": "m", "batch": "n", "in_channels": "a", "out_channels": "b"}
             given = {size: extents[name] for size, name in sizes.items() if name in extents}
-            if face == "grad_weight" and "m" not in extents:
-                given.pop("mapped", None)
             problem = geometry.problem.restate(**given)
             part = _bind(face, first, second, geometry._replace(problem=problem))
             return jax.lax.psum(part, summed) if summed else part
@@ -112,7 +113,8 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
         return mesh, local, NamedSharding(mesh, PartitionSpec(*spec)), tuple(shardings)
 
     factors = dict.fromkeys(name for dims in names for name in dims)  # in order of appearance
-    fixed = [f for f in factors if f[0] in "iokc" or (whole and f in "ab")]
+    fused = "f" in factors  # then input channels cannot be divided alike in x and w
+    fixed = [f for f in factors if f not in _DIVIDED or whole * (f in "ab") or fused * (f == "a")]
     reduced = [f for f in factors if f not in fixed and f not in names[2]]
     first, second, result = (" ".join(dims) for dims in names)
     call.def_partition(
@@ -145,5 +147,5 @@ def _summed(names: Sequence[tuple[str, ...]], specs: Sequence[Sequence[Any]]) ->
 def _inferred(names: Sequence[tuple[str, ...]], specs: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
     found: dict[str, Any] = {}
     for dims, spec in zip(names, specs, strict=False):
-        found |= {n: s for n, s in zip(dims, spec, strict=True) if s is not None and n in "mnab"}
+        found |= {n: s for n, s in zip(dims, spec, strict=True) if s is not None and n in _DIVIDED}
     return tuple(found.get(name) for name in names[2])

@@ -8,6 +8,7 @@ order: each is bilinear, and its derivatives are the others. The result has the 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple, SupportsIndex, cast
 import jax
 import jax.extend
 import jax.numpy as jnp
-import numpy as np
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -224,13 +224,15 @@ def conv_general_dilated_local(
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     window = tuple(int(extent) for extent in filter_shape)
     dims = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    # by spatial axis of the specs; the window is given in the order in which rhs has its places
+    logical_window = tuple(window[sorted(dims.rhs_spec[2:]).index(a)] for a in dims.rhs_spec[2:])
     ones = (1,) * len(window)
     steps, e, d = (tuple(v or ones) for v in (window_strides, lhs_dilation, rhs_dilation))
     if isinstance(padding, str):
         rule = padding.upper()
         if rule == "SAME_LOWER":  # the odd one first
-            spread = [jnp.shape(lhs)[axis] * f - f + 1 for axis, f in zip(dims.lhs_spec[2:], e)]
-            dilated = [(k - 1) * f + 1 for k, f in zip(_logical(window, dims.rhs_spec), d)]
+            spread = [lhs.shape[axis] * f - f + 1 for axis, f in zip(dims.lhs_spec[2:], e, strict=True)]
+            dilated = [(k - 1) * f + 1 for k, f in zip(logical_window, d, strict=True)]
             pads: Any = tuple(jax.lax.padtype_to_pads(spread, dilated, steps, rule))
         else:
             pads = rule.lower()
@@ -241,74 +243,71 @@ def conv_general_dilated_local(
         return jax.lax.conv_general_dilated_local(
             lhs, rhs, steps, padding, window, e, d, dims, precision
         )
-    return cast(jax.Array, _local(lhs, rhs, window, steps, pads, e, d, dims))
-
-
-def _logical(window: tuple[int, ...], rhs_spec: tuple[int, ...]) -> tuple[int, ...]:
-    """The window by spatial axis of `rhs_spec`; it is given in the order `rhs` has them."""
-    return tuple(window[sorted(rhs_spec[2:]).index(axis)] for axis in rhs_spec[2:])
-
-
-@functools.partial(jax.jit, static_argnums=range(2, 8), inline=True)
-def _local(
-    lhs: Any, rhs: Any, window: Any, stride: Any, padding: Any, e: Any, d: Any, dims: Any
-) -> Any:
-    """Transposes to logical order and back; XLA makes them no-ops, since the memory orders agree."""
-    n = len(window)
     fused = dims.rhs_spec[1]
-    split = (rhs.shape[fused] // max(1, int(np.prod(window))), *window)
-    if int(np.prod(split)) != rhs.shape[fused]:
+    n, taps = len(window), math.prod(window)
+    # Which logical axes (that of the faces above) each axis of the arrays stands for.
+    x_axes = tuple((dims.lhs_spec.index(axis),) for axis in range(n + 2))
+    y_axes = tuple((dims.out_spec.index(axis),) for axis in range(n + 2))
+    places = {axis: (j,) for j, axis in enumerate(dims.rhs_spec[2:])}
+    inputs = (n + 1, *(n + 2 + dims.rhs_spec[2:].index(axis) for axis in sorted(places)))
+    w_axes = tuple({dims.rhs_spec[0]: (n,), fused: inputs, **places}[a] for a in range(n + 2))
+    x_shape = tuple(lhs.shape[axis] for axis in dims.lhs_spec)
+    w_shape = (
+        *(rhs.shape[axis] for axis in dims.rhs_spec[2:]),
+        rhs.shape[dims.rhs_spec[0]],
+        -(-rhs.shape[fused] // taps),
+        *logical_window,
+    )
+    problem = _core.make_problem(
+        0, x_shape, str(lhs.dtype), w_shape, str(rhs.dtype), None, steps, pads, d, e, 1
+    )
+    if rhs.shape[fused] % taps != 0:
         raise unshared.ArgumentValueError(
-            f"unshared.conv_general_dilated_local: argument 'rhs': expected an input axis that is a "
-            f"multiple of the window {window}, found {rhs.shape[fused]}"
+            f"unshared.conv_general_dilated_local: argument 'rhs': expected an axis of "
+            f"{x_shape[1] * taps} (C_in * window) for {dims.rhs_spec[1]}, found {rhs.shape[fused]}"
         )
-    w = rhs.reshape(*rhs.shape[:fused], *split, *rhs.shape[fused + 1 :])
-
-    def place(axis: int) -> int:  # where an axis of rhs is now
-        return axis if axis <= fused else axis + n
-
-    taps = [fused + 1 + sorted(dims.rhs_spec[2:]).index(axis) for axis in dims.rhs_spec[2:]]
-    w_axes = (*map(place, dims.rhs_spec[2:]), place(dims.rhs_spec[0]), fused, *taps)
-    y = _call(
-        "forward",
-        jnp.transpose(lhs, dims.lhs_spec),
-        jnp.transpose(w, w_axes),
-        None, stride, padding, d, e, 1,
-        orders={"x": _inverse(dims.lhs_spec), "w": _inverse(w_axes), "y": _inverse(dims.out_spec)},
-    )  # fmt: skip
-    return jnp.transpose(y, _inverse(dims.out_spec))
-
-
-def _inverse(axes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(axes.index(axis) for axis in range(len(axes)))
+    return cast(jax.Array, _bind("forward", lhs, rhs, Geometry(problem, "", x_axes, w_axes, y_axes)))
 
 
 # --- the primitives -------------------------------------------------------------------------------
 
 
 class Geometry(NamedTuple):
-    """What is static of a call: the problem, and how its arrays lie in memory."""
+    """What is static of a call: the problem, and how the axes of its arrays make up the logical ones.
+
+    `x`, `w` and `y` name, for each axis of the array, the logical axes it runs over, slowest first;
+    empty: one each, in order. The mapped extent does not count; it is the first axis of whoever has
+    it. Nothing is ever transposed: the handler gets the strides that follow.
+    """
 
     problem: Problem
     shared: str = ""  #: the operand that has no mapped extent although the problem does
-    x: tuple[int, ...] = ()  #: dimensions from the slowest to the fastest, the mapped one (slowest)
-    w: tuple[int, ...] = ()  #: left out; empty: row-major
-    y: tuple[int, ...] = ()
+    x: tuple[tuple[int, ...], ...] = ()
+    w: tuple[tuple[int, ...], ...] = ()
+    y: tuple[tuple[int, ...], ...] = ()
 
-    def mapped(self, seat: str) -> bool:
-        """Whether the array in this seat has the mapped extent."""
-        return self.problem.mapped is not None and self.shared != seat
+    def lead(self, seat: str) -> int:
+        """1 if the array in this seat has the mapped extent, else 0."""
+        return int(self.problem.mapped is not None and self.shared != seat)
 
-    def minor_to_major(self, seat: str) -> tuple[int, ...]:
-        """The memory order in the words of XLA."""
+    def axes(self, seat: str) -> tuple[tuple[int, ...], ...]:
         rank = len(self.problem.shape(seat)) - (self.problem.mapped is not None)
-        order = getattr(self, seat) or tuple(range(rank))
-        order = (0, *(axis + 1 for axis in order)) if self.mapped(seat) else order
-        return tuple(reversed(order))
+        return getattr(self, seat) or tuple((axis,) for axis in range(rank))
+
+    def extents(self, seat: str) -> tuple[int, ...]:
+        """Of the logical axes, without the mapped one."""
+        return self.problem.shape(seat)[int(self.problem.mapped is not None) :]
+
+    def shape(self, seat: str) -> tuple[int, ...]:
+        """Of the array in this seat."""
+        extents = self.extents(seat)
+        mapped = self.problem.shape(seat)[: self.lead(seat)]
+        return (*mapped, *(math.prod(extents[a] for a in axes) for axes in self.axes(seat)))
 
     def text(self) -> str:
         """The problem with its memory orders: what the handler parses."""
-        return str(self.problem.restate(x=self.x, w=self.w, y=self.y, shared=self.shared))
+        orders = {seat: sum(self.axes(seat), ()) for seat in "xwy"}
+        return str(self.problem.restate(**orders, shared=self.shared))
 
 
 def _call(
@@ -321,7 +320,6 @@ def _call(
     dilation: object,
     input_dilation: object,
     groups: object,
-    orders: dict[str, tuple[int, ...]] | None = None,
 ) -> jax.Array:
     first, second = jnp.asarray(first), jnp.asarray(second)
     for array in (first, second):
@@ -333,7 +331,7 @@ def _call(
         FACES.index(face), first.shape, str(first.dtype), second.shape, str(second.dtype),
         size, stride, padding, dilation, input_dilation, groups,
     )  # fmt: skip
-    return _bind(face, first, second, Geometry(problem, **(orders or {})))
+    return cast(jax.Array, _bind(face, first, second, Geometry(problem)))
 
 
 def _bind(face: str, first: Any, second: Any, geometry: Geometry) -> Any:
@@ -368,7 +366,7 @@ def _abstract(face: str, first: Any, second: Any, *, geometry: Geometry) -> Any:
         [operand.sharding.spec for operand in (first, second)],
     )
     return first.update(
-        shape=geometry.problem.shape(seats[2]),
+        shape=geometry.shape(seats[2]),
         weak_type=False,
         sharding=NamedSharding(mesh, PartitionSpec(*spec)),
     )
@@ -393,16 +391,15 @@ def _batched(face: str, arrays: Any, dims: Any, *, geometry: Geometry) -> tuple[
     size = next(a.shape[d] for a, d in zip(arrays, dims, strict=True) if d is not None)
     if dims[1] is None and face != "grad_weight":
         first, second = arrays
-        lead = int(geometry.mapped(seats[0]))
-        first = _merged(jnp.moveaxis(first, dims[0], lead), lead)
-        problem = problem.restate(batch=first.shape[lead])
+        axis, out = (geometry.lead(s) + geometry.axes(s).index((0,)) for s in (seats[0], seats[2]))
+        first = _merged(jnp.moveaxis(first, dims[0], axis), axis)
+        problem = problem.restate(batch=first.shape[axis])
         result = _bind(face, first, second, geometry._replace(problem=problem))
-        lead = int(geometry.mapped(seats[2]))
-        return _split(result, lead, size), lead
+        return _split(result, out, size), out
     before = problem.mapped
     operands, shared = [], ""
     for array, dim, seat in zip(arrays, dims, seats[:2], strict=True):
-        if dim is None and not geometry.mapped(seat):  # it has neither extent: all share it
+        if dim is None and not geometry.lead(seat):  # it has neither extent: all share it
             operands.append(array)
             shared = seat
             continue
@@ -410,7 +407,7 @@ def _batched(face: str, arrays: Any, dims: Any, *, geometry: Geometry) -> tuple[
             array = jnp.broadcast_to(array, (size, *array.shape))
         else:
             array = jnp.moveaxis(array, dim, 0)
-        if before is not None and not geometry.mapped(seat):
+        if before is not None and not geometry.lead(seat):
             array = jnp.broadcast_to(array[:, None], (size, before, *array.shape[1:]))
         operands.append(array if before is None else _merged(array, 0))
     problem = problem.restate(mapped=size * (1 if before is None else before))
@@ -461,10 +458,7 @@ def _lowered(face: str, context: Any, first: Any, second: Any, *, geometry: Geom
         parts = _partition.partitioned(face, geometry)
         return mlir.lower_fun(parts, multiple_results=False)(context, first, second)
     register()
-    *operands, result = map(geometry.minor_to_major, _SEATS[face])
-    rule = jax.ffi.ffi_lowering(
-        f"unshared_{face}", operand_layouts=operands, result_layouts=[result]
-    )
+    rule = jax.ffi.ffi_lowering(f"unshared_{face}")
     return rule(context, first, second, problem=geometry.text())
 
 
@@ -483,50 +477,52 @@ def _lowered_elsewhere(face: str, context: Any, *operands: Any, geometry: Geomet
 
 def _reference(face: str, first: Any, second: Any, *, geometry: Geometry) -> Any:
     """The same face by jax.lax alone, for platforms that have no handler."""
-    seats, problem = _SEATS[face], geometry.problem
-    if problem.mapped is not None:
-        axes = [0 if geometry.mapped(seat) else None for seat in seats[:2]]
-        inner = functools.partial(_reference_one, face, geometry=geometry)
-        return jax.vmap(inner, in_axes=axes)(first, second)
-    return _reference_one(face, first, second, geometry=geometry)
+    seats = _SEATS[face]
+    one = functools.partial(_reference_one, face, geometry)
+    if geometry.problem.mapped is None:
+        return one(first, second)
+    axes = [0 if geometry.lead(seat) else None for seat in seats[:2]]
+    return jax.vmap(one, in_axes=axes)(first, second)
 
 
-def _reference_one(face: str, first: Any, second: Any, *, geometry: Geometry) -> Any:
-    problem = geometry.problem
-    options = problem.options
+def _reference_one(face: str, geometry: Geometry, first: Any, second: Any) -> Any:
+    options = geometry.problem.options
     groups, spatial = options["groups"], len(options["stride"])
-    lead = int(problem.mapped is not None)
     letters = "DHW"[-spatial:]
-    shapes = {seat: problem.shape(seat)[lead:] for seat in "xw"}
+    dims = ("NC" + letters, letters + "IO", "NC" + letters)
+
+    def logical(array: Any, seat: str) -> Any:
+        order = sum(geometry.axes(seat), ())
+        array = array.reshape([geometry.extents(seat)[axis] for axis in order])
+        return array.transpose([order.index(axis) for axis in range(len(order))])
 
     def local(x: Any, w: Any) -> Any:  # of one group
-        kernel = w.shape[spatial + 2 :]
         w = jnp.moveaxis(w, spatial, -1)
+        steps, dilations = options["stride"], (options["input_dilation"], options["dilation"])
+        flat = w.reshape(*w.shape[:spatial], -1, w.shape[-1])
+        kernel = geometry.extents("w")[spatial + 2 :]
+        highest = jax.lax.Precision.HIGHEST
         return jax.lax.conv_general_dilated_local(
-            x,
-            w.reshape(*w.shape[:spatial], -1, w.shape[-1]),
-            options["stride"],
-            options["padding"],
-            kernel,
-            options["input_dilation"],
-            options["dilation"],
-            ("NC" + letters, letters + "IO", "NC" + letters),
-            jax.lax.Precision.HIGHEST,
+            x, flat, steps, options["padding"], kernel, *dilations, dims, highest
         )
 
-    def y_of(x: Any, w: Any) -> Any:
+    def forward_of(x: Any, w: Any) -> Any:
+        x, w = logical(x, "x"), logical(w, "w")
         if groups == 1:
-            return local(x, w)
-        x = _split(x, 1, groups)
-        w = _split(w, spatial, groups)
-        return _merged(jax.vmap(local, in_axes=(1, spatial), out_axes=1)(x, w), 1)
+            y = local(x, w)
+        else:
+            x, w = _split(x, 1, groups), _split(w, spatial, groups)
+            y = _merged(jax.vmap(local, in_axes=(1, spatial), out_axes=1)(x, w), 1)
+        y = y.transpose(sum(geometry.axes("y"), ()))
+        return y.reshape(geometry.shape("y")[geometry.lead("y") :])
 
     if face == "forward":
-        return y_of(first, second)
-    empty = jax.ShapeDtypeStruct(shapes[_SEATS[face][2]], first.dtype)
+        return forward_of(first, second)
+    seat = _SEATS[face][2]
+    empty = jax.ShapeDtypeStruct(geometry.shape(seat)[geometry.lead(seat) :], first.dtype)
     if face == "grad_input":
-        return jax.linear_transpose(lambda x: y_of(x, second), empty)(first)[0]
-    return jax.linear_transpose(lambda w: y_of(first, w), empty)(second)[0]
+        return jax.linear_transpose(lambda x: forward_of(x, second), empty)(first)[0]
+    return jax.linear_transpose(lambda w: forward_of(first, w), empty)(second)[0]
 
 
 def _primitive(face: str) -> Any:
