@@ -44,10 +44,10 @@ def result_spec(
         for name, axis in zip(dims, spec, strict=False):
             if axis is None:
                 continue
-            if name not in _DIVIDED or name not in names[2]:
+            if name not in _DIVIDED:
                 raise unshared.ArgumentValueError(
-                    f"unshared.{face}: expected operands divided along dimensions that the result "
-                    f"has and that can be divided, found {name!r} divided over {axis!r}"
+                    f"unshared.{face}: expected operands whose places and taps (and input channels, "
+                    f"if they share an axis with taps) are whole, found them divided over {axis!r}"
                 )
             if axes.setdefault(name, axis) != axis:
                 raise unshared.ArgumentValueError(
