@@ -14,7 +14,7 @@ wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(
              sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))))' $(1))
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
 export PATH := $(abspath $(VENV)/bin):$(PATH)
-.PHONY: help demo test test-cpp test-python test-slow test-neon defects sanitize gpu-test bench \
+.PHONY: help demo test test-cpp test-python test-slow matrix test-neon defects sanitize gpu-test bench \
         example lint format wheel clean doctest frameworks
 
 # Builds one preset and runs its C++ tests.
@@ -43,6 +43,9 @@ test-python: $(VENV)/installed $(VENV)/with-test frameworks  ## install the pack
 
 test-slow: $(VENV)/installed $(VENV)/with-test frameworks  ## the Python tests that take minutes
 	$(PY) -m pytest -m slow $(PYTEST)
+
+matrix: $(VENV)/installed $(VENV)/with-test frameworks  ## write docs/transformations-*.md from the tests
+	$(PY) tests/matrix.py
 
 test-neon: $(VENV)/tools doctest  ## the C++ tests for AArch64, cross-compiled and run under QEMU
 	$(call debian,/usr/bin/aarch64-linux-gnu-g++,g++-aarch64-linux-gnu qemu-user)
