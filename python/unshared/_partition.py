@@ -8,6 +8,7 @@ whole. The partitioner is told so by a rule of Shardy, on `jax.experimental.cust
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,7 +108,8 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
             given = {size: extents[name] for size, name in sizes.items() if name in extents}
             problem = geometry.problem.restate(**given)
             part = _bind(face, first, second, geometry._replace(problem=problem))
-            return jax.lax.psum(part, summed) if summed else part
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                return jax.lax.psum(part, summed) if summed else part
 
         shardings = [NamedSharding(mesh, PartitionSpec(*s)) for s in specs]
         return mesh, local, NamedSharding(mesh, PartitionSpec(*spec)), tuple(shardings)
@@ -117,6 +119,9 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
     fixed = [f for f in factors if f not in _DIVIDED or whole * (f in "ab") or fused * (f == "a")]
     reduced = [f for f in factors if f not in fixed and f not in names[2]]
     first, second, result = (" ".join(dims) for dims in names)
+    kinds = {"reduction_factors": tuple(reduced), "need_replication_factors": tuple(fixed)}
+    if "reduction_factors" not in inspect.signature(call.def_partition).parameters:
+        kinds = {}  # jax 0.6: dimensions that the result lacks are summed, none can be kept whole
     call.def_partition(
         divide,
         infer_sharding_from_operands=lambda mesh, operands, result: NamedSharding(
@@ -124,8 +129,7 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
             PartitionSpec(*_inferred(names, [_padded(o.sharding.spec, len(o.shape)) for o in operands])),
         ),
         sharding_rule=f"{first}, {second} -> {result}",
-        reduction_factors=tuple(reduced),
-        need_replication_factors=tuple(fixed),
+        **kinds,
     )
     return call  # type: ignore[no-any-return]
 
