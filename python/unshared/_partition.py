@@ -7,6 +7,7 @@ whole. The partitioner is told so by a rule of Shardy, on `jax.experimental.cust
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -108,7 +109,7 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
             given = {size: extents[name] for size, name in sizes.items() if name in extents}
             problem = geometry.problem.restate(**given)
             part = _bind(face, first, second, geometry._replace(problem=problem))
-            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            with _no_mesh():  # a sum inside a partition is none of an explicit mesh's business
                 return jax.lax.psum(part, summed) if summed else part
 
         shardings = [NamedSharding(mesh, PartitionSpec(*s)) for s in specs]
@@ -132,6 +133,14 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
         **kinds,
     )
     return call  # type: ignore[no-any-return]
+
+
+def _no_mesh() -> contextlib.AbstractContextManager[Any]:
+    if not hasattr(jax.sharding, "use_abstract_mesh"):  # before jax 0.7
+        return contextlib.nullcontext()
+    mesh: Any = jax.sharding.AbstractMesh((), ())
+    scope: contextlib.AbstractContextManager[Any] = jax.sharding.use_abstract_mesh(mesh)
+    return scope
 
 
 def _padded(spec: Sequence[Any], rank: int) -> tuple[Any, ...]:

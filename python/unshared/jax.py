@@ -221,52 +221,69 @@ def conv_general_dilated_local(
     ... ).shape
     (1, 6, 6, 4)
     """
+    return convolve(
+        "conv_general_dilated_local",
+        *(lhs, rhs, window_strides, padding, filter_shape),
+        *(lhs_dilation, rhs_dilation, dimension_numbers, precision),
+    )
+
+
+def convolve(
+    name: str,
+    lhs: Any,
+    rhs: Any,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    filter_shape: Sequence[int],
+    lhs_dilation: Sequence[int] | None,
+    rhs_dilation: Sequence[int] | None,
+    dimension_numbers: Any,
+    precision: Any = None,
+    groups: int = 1,
+) -> jax.Array:
+    """`conv_general_dilated_local`, for layers: with groups, and the name to give in an error."""
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     window = tuple(int(extent) for extent in filter_shape)
     dims = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    # by spatial axis of the specs; the window is given in the order in which rhs has its places
-    logical_window = tuple(window[sorted(dims.rhs_spec[2:]).index(a)] for a in dims.rhs_spec[2:])
-    ones = (1,) * len(window)
+    (_, _, *lhs_places), (out_at, fused, *places) = dims.lhs_spec, dims.rhs_spec
+    # Spatial axes are counted as the specs name them; the window comes in the order of rhs.
+    kernel = tuple(window[sorted(places).index(axis)] for axis in places)
+    n, taps, ones = len(window), math.prod(window), (1,) * len(window)
     steps, e, d = (tuple(v or ones) for v in (window_strides, lhs_dilation, rhs_dilation))
+    pads: Any = padding
     if isinstance(padding, str):
-        rule = padding.upper()
-        if rule == "SAME_LOWER":  # the odd one first
-            spread = [lhs.shape[axis] * f - f + 1 for axis, f in zip(dims.lhs_spec[2:], e, strict=True)]
-            dilated = [(k - 1) * f + 1 for k, f in zip(logical_window, d, strict=True)]
-            pads: Any = tuple(jax.lax.padtype_to_pads(spread, dilated, steps, rule))
-        else:
-            pads = rule.lower()
-    else:
-        pads = tuple((int(low), int(high)) for low, high in padding)
-    negative = not isinstance(pads, str) and min(map(min, pads), default=0) < 0
-    if lhs.dtype != rhs.dtype or str(lhs.dtype) not in _core.dtypes or negative:
+        pads = padding.lower()
+        if pads == "same_lower":  # an odd remainder first
+            spread = [lhs.shape[axis] * f - f + 1 for axis, f in zip(lhs_places, e, strict=True)]
+            dilated = [k * f - f + 1 for k, f in zip(kernel, d, strict=True)]
+            pads = tuple(jax.lax.padtype_to_pads(spread, dilated, steps, "SAME_LOWER"))
+    cropped = not isinstance(pads, str) and any(side < 0 for pair in pads for side in pair)
+    if groups == 1 and (lhs.dtype != rhs.dtype or str(lhs.dtype) not in _core.dtypes or cropped):
         return jax.lax.conv_general_dilated_local(
             lhs, rhs, steps, padding, window, e, d, dims, precision
         )
-    fused = dims.rhs_spec[1]
-    n, taps = len(window), math.prod(window)
-    # Which logical axes (that of the faces above) each axis of the arrays stands for.
-    x_axes = tuple((dims.lhs_spec.index(axis),) for axis in range(n + 2))
-    y_axes = tuple((dims.out_spec.index(axis),) for axis in range(n + 2))
-    places = {axis: (j,) for j, axis in enumerate(dims.rhs_spec[2:])}
-    inputs = (n + 1, *(n + 2 + dims.rhs_spec[2:].index(axis) for axis in sorted(places)))
-    w_axes = tuple({dims.rhs_spec[0]: (n,), fused: inputs, **places}[a] for a in range(n + 2))
+
     x_shape = tuple(lhs.shape[axis] for axis in dims.lhs_spec)
-    w_shape = (
-        *(rhs.shape[axis] for axis in dims.rhs_spec[2:]),
-        rhs.shape[dims.rhs_spec[0]],
-        -(-rhs.shape[fused] // taps),
-        *logical_window,
-    )
+    w_places, inputs = (rhs.shape[axis] for axis in places), rhs.shape[fused]
+    w_shape = (*w_places, rhs.shape[out_at], inputs // taps, *kernel)
     problem = _core.make_problem(
-        0, x_shape, str(lhs.dtype), w_shape, str(rhs.dtype), None, steps, pads, d, e, 1
+        0, x_shape, str(lhs.dtype), w_shape, str(rhs.dtype), None, steps, pads, d, e, groups
     )
-    if rhs.shape[fused] % taps != 0:
+    if inputs % taps != 0:
         raise unshared.ArgumentValueError(
-            f"unshared.conv_general_dilated_local: argument 'rhs': expected an axis of "
-            f"{x_shape[1] * taps} (C_in * window) for {dims.rhs_spec[1]}, found {rhs.shape[fused]}"
+            f"unshared.{name}: argument 'rhs': expected an axis of {inputs // taps * taps} "
+            f"(C_in * window {window}), found {inputs}"
         )
-    return cast(jax.Array, _bind("forward", lhs, rhs, Geometry(problem, "", x_axes, w_axes, y_axes)))
+    # Which logical axes, those of `forward`, each axis of the arrays stands for.
+    of = {axis: (j,) for j, axis in enumerate(places)}
+    of |= {out_at: (n,), fused: (n + 1, *(n + 2 + places.index(axis) for axis in sorted(places)))}
+    geometry = Geometry(
+        problem,
+        x=tuple((dims.lhs_spec.index(axis),) for axis in range(n + 2)),
+        w=tuple(of[axis] for axis in range(n + 2)),
+        y=tuple((dims.out_spec.index(axis),) for axis in range(n + 2)),
+    )
+    return cast(jax.Array, _bind("forward", lhs, rhs, geometry))
 
 
 # --- the primitives -------------------------------------------------------------------------------
