@@ -23,8 +23,11 @@ from cases import FACES
 # Before the first call of the library: threads for small work, too.
 os.environ.setdefault("UNSHARED_WORK_PER_THREAD", "0")
 
-# Before JAX is imported, if it is: a mesh of four devices to shard over.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# Before JAX is imported, if it is: a mesh of four devices to shard over, and compilation in haste.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+)
 
 _REQUESTED = os.environ.get("UNSHARED_TEST_SEED", "")
 SEED = secrets.randbits(32) if _REQUESTED == "random" else int(_REQUESTED or 0)

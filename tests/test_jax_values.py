@@ -18,7 +18,6 @@ from arrays import (
     BFLOAT16,
     COMPLEX64,
     COMPLEX128,
-
     FLOAT16,
     FLOAT32,
     FLOAT64,
@@ -130,11 +129,11 @@ def value_and_gradients(function: Any, options: dict[str, Any], lhs: Any, rhs: A
 
 
 @pytest.mark.transformation("grad", "supported", note="equal to jax.lax on integers, no tolerance")
-@pytest.mark.parametrize("part", range(12))
+@pytest.mark.parametrize("part", range(10))
 def test_equal_to_jax_lax(part: int, rng: np.random.Generator) -> None:
-    """25 random problems each: dimension numbers, strides, dilations, paddings, dtypes."""
+    """20 random problems each: dimension numbers, strides, dilations, paddings, dtypes."""
     dtypes = (FLOAT32, FLOAT32, FLOAT64, BFLOAT16, FLOAT16, COMPLEX64, COMPLEX128)
-    for _ in range(25):
+    for _ in range(20):
         problem = random_problem(rng)
         dtype = dtypes[rng.integers(len(dtypes))]
         # every sum stays below 2^8, the significand of bfloat16, in which jax.lax may sum
@@ -160,7 +159,7 @@ def test_equal_to_jax_lax(part: int, rng: np.random.Generator) -> None:
 
 def test_real_data_within_rounding(rng: np.random.Generator) -> None:
     """float32 sums differ from those of jax.lax by no more than the rounding of each."""
-    for _ in range(20):
+    for _ in range(8):
         problem = random_problem(rng)
         lhs, rhs, y = (rng.standard_normal(problem[name]) for name in ("lhs", "rhs", "y"))
         narrow = [v.astype(np.float32) for v in (lhs, rhs, y)]

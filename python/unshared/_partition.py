@@ -74,16 +74,18 @@ _asked = False
 def may_ask_for_devices(primitive: Any) -> None:
     """Let the lowering of a primitive see the mesh; without it a call runs whole on every device.
 
-    The one private name of jax in use. Where it is gone, shard_map still divides calls.
+    The one private name of jax in use. Where it is gone, and where the partitioner knows no such
+    rules (jax 0.6), shard_map still divides calls.
     """
     global _asked
+    rules = inspect.signature(custom_partitioning.def_partition).parameters
     try:
-        from jax._src.dispatch import prim_requires_devices_during_lowering
-
-        prim_requires_devices_during_lowering.add(primitive)
+        from jax._src.dispatch import prim_requires_devices_during_lowering as private
+    except ImportError:
+        return
+    if "need_replication_factors" in rules:
+        private.add(primitive)
         _asked = True
-    except (ImportError, AttributeError):
-        _asked = False
 
 
 @functools.cache
@@ -94,14 +96,32 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
     names = [letters(geometry, seat) for seat in _SEATS[face]]
     whole = geometry.problem.options["groups"] > 1
 
+    factors = dict.fromkeys(name for dims in names for name in dims)  # in order of appearance
+    fused = "f" in factors  # then input channels cannot be divided alike in x and w
+    fixed = [f for f in factors if f not in _DIVIDED or whole * (f in "ab") or fused * (f == "a")]
+    reduced = [f for f in factors if f not in fixed and f not in names[2]]
+
+    def agreed(specs: Sequence[Sequence[Any]]) -> dict[str, tuple[str, ...]]:
+        """Mesh axes of each dimension that may be divided: what the first to name any says."""
+        axes: dict[str, tuple[str, ...]] = {}
+        for dims, spec in zip(names, specs, strict=False):
+            for name, axis in zip(dims, spec, strict=False):
+                over = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+                taken = {used for others in axes.values() for used in others}
+                if name not in fixed and name not in axes and over and not taken & set(over):
+                    axes[name] = over
+        return axes
+
+    def sharding(mesh: Any, dims: tuple[str, ...], axes: dict[str, tuple[str, ...]]) -> Any:
+        return NamedSharding(mesh, PartitionSpec(*(axes.get(name) or None for name in dims)))
+
     @custom_partitioning
     def call(first: Any, second: Any) -> Any:
         return _bind(face, first, second, geometry)
 
     def divide(mesh: Any, operands: Any, result: Any) -> Any:
-        specs = [_padded(operand.sharding.spec, len(operand.shape)) for operand in operands]
-        spec = _padded(result.sharding.spec, len(result.shape))
-        summed = _summed(names, specs)
+        axes = agreed([array.sharding.spec for array in (*operands, result)])
+        summed = [axis for name in reduced for axis in axes.get(name, ())]
 
         def local(first: Any, second: Any) -> Any:
             extents = dict(zip(names[0] + names[1], first.shape + second.shape, strict=True))
@@ -110,27 +130,20 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
             problem = geometry.problem.restate(**given)
             part = _bind(face, first, second, geometry._replace(problem=problem))
             with _no_mesh():  # a sum inside a partition is none of an explicit mesh's business
-                return jax.lax.psum(part, summed) if summed else part
+                return jax.lax.psum(part, tuple(summed)) if summed else part
 
-        shardings = [NamedSharding(mesh, PartitionSpec(*s)) for s in specs]
-        return mesh, local, NamedSharding(mesh, PartitionSpec(*spec)), tuple(shardings)
+        first, second, out = (sharding(mesh, dims, axes) for dims in names)
+        return mesh, local, out, (first, second)
 
-    factors = dict.fromkeys(name for dims in names for name in dims)  # in order of appearance
-    fused = "f" in factors  # then input channels cannot be divided alike in x and w
-    fixed = [f for f in factors if f not in _DIVIDED or whole * (f in "ab") or fused * (f == "a")]
-    reduced = [f for f in factors if f not in fixed and f not in names[2]]
     first, second, result = (" ".join(dims) for dims in names)
-    kinds = {"reduction_factors": tuple(reduced), "need_replication_factors": tuple(fixed)}
-    if "reduction_factors" not in inspect.signature(call.def_partition).parameters:
-        kinds = {}  # jax 0.6: dimensions that the result lacks are summed, none can be kept whole
     call.def_partition(
         divide,
-        infer_sharding_from_operands=lambda mesh, operands, result: NamedSharding(
-            mesh,
-            PartitionSpec(*_inferred(names, [_padded(o.sharding.spec, len(o.shape)) for o in operands])),
+        infer_sharding_from_operands=lambda mesh, operands, result: sharding(
+            mesh, names[2], agreed([operand.sharding.spec for operand in operands])
         ),
         sharding_rule=f"{first}, {second} -> {result}",
-        **kinds,
+        reduction_factors=tuple(reduced),
+        need_replication_factors=tuple(fixed),
     )
     return call  # type: ignore[no-any-return]
 
@@ -141,24 +154,3 @@ def _no_mesh() -> contextlib.AbstractContextManager[Any]:
     mesh: Any = jax.sharding.AbstractMesh((), ())
     scope: contextlib.AbstractContextManager[Any] = jax.sharding.use_abstract_mesh(mesh)
     return scope
-
-
-def _padded(spec: Sequence[Any], rank: int) -> tuple[Any, ...]:
-    return (*spec, *(None,) * (rank - len(spec)))
-
-
-def _summed(names: Sequence[tuple[str, ...]], specs: Sequence[Sequence[Any]]) -> tuple[str, ...]:
-    """Mesh axes over which a dimension that the result lacks is divided."""
-    axes: dict[str, None] = {}
-    for dims, spec in zip(names, specs, strict=False):
-        for name, axis in zip(dims, spec, strict=True):
-            if axis is not None and name not in names[2]:
-                axes.update(dict.fromkeys(axis if isinstance(axis, tuple) else (axis,)))
-    return tuple(axes)
-
-
-def _inferred(names: Sequence[tuple[str, ...]], specs: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
-    found: dict[str, Any] = {}
-    for dims, spec in zip(names, specs, strict=False):
-        found |= {n: s for n, s in zip(dims, spec, strict=True) if s is not None and n in _DIVIDED}
-    return tuple(found.get(name) for name in names[2])

@@ -123,9 +123,7 @@ def grad_input(
     ArgumentTypeError, ArgumentValueError, UnsupportedError
         As in `forward`.
     """
-    return _call(
-        "grad_input", dy, w, input_size, stride, padding, dilation, input_dilation, groups
-    )
+    return _call("grad_input", dy, w, input_size, stride, padding, dilation, input_dilation, groups)
 
 
 def grad_weight(
@@ -412,7 +410,7 @@ def _batched(face: str, arrays: Any, dims: Any, *, geometry: Geometry) -> tuple[
         first = _merged(jnp.moveaxis(first, dims[0], axis), axis)
         problem = problem.restate(batch=first.shape[axis])
         result = _bind(face, first, second, geometry._replace(problem=problem))
-        return _split(result, out, size), out
+        return _split(result, out, size, geometry.extents(seats[0])[0]), out
     before = problem.mapped
     operands, shared = [], ""
     for array, dim, seat in zip(arrays, dims, seats[:2], strict=True):
@@ -429,7 +427,7 @@ def _batched(face: str, arrays: Any, dims: Any, *, geometry: Geometry) -> tuple[
         operands.append(array if before is None else _merged(array, 0))
     problem = problem.restate(mapped=size * (1 if before is None else before))
     result = _bind(face, *operands, geometry._replace(problem=problem, shared=shared))
-    return (result if before is None else _split(result, 0, size)), 0
+    return (result if before is None else _split(result, 0, size, before)), 0
 
 
 def _merged(array: Any, axis: int) -> Any:
@@ -437,9 +435,9 @@ def _merged(array: Any, axis: int) -> Any:
     return array.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
 
 
-def _split(array: Any, axis: int, size: int) -> Any:
+def _split(array: Any, axis: int, outer: int, inner: int) -> Any:
     shape = array.shape
-    return array.reshape(*shape[:axis], size, shape[axis] // max(size, 1), *shape[axis + 1 :])
+    return array.reshape(*shape[:axis], outer, inner, *shape[axis + 1 :])
 
 
 # --- lowering -------------------------------------------------------------------------------------
@@ -528,7 +526,8 @@ def _reference_one(face: str, geometry: Geometry, first: Any, second: Any) -> An
         if groups == 1:
             y = local(x, w)
         else:
-            x, w = _split(x, 1, groups), _split(w, spatial, groups)
+            x = _split(x, 1, groups, x.shape[1] // groups)
+            w = _split(w, spatial, groups, w.shape[spatial] // groups)
             y = _merged(jax.vmap(local, in_axes=(1, spatial), out_axes=1)(x, w), 1)
         y = y.transpose(sum(geometry.axes("y"), ()))
         return y.reshape(geometry.shape("y")[geometry.lead("y") :])

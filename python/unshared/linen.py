@@ -59,7 +59,9 @@ class ConvLocal(flax.linen.ConvLocal):  # type: ignore[misc]
             kernel = kernel * self.mask
         bias = None
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, (*shape[:-2], self.features), self.param_dtype)
+            bias = self.param(
+                "bias", self.bias_init, (*shape[:-2], self.features), self.param_dtype
+            )
         inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         y = view.apply(inputs, kernel, bias, self.precision)
         return jnp.reshape(y, (*batch, *y.shape[1:]))
