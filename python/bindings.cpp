@@ -414,11 +414,14 @@ NB_MODULE(_core, m) {
 #if defined(UNSHARED_XLA_API)
   bind_xla(m);
 #endif
-  m.attr("dtypes") = [] {
-    nb::list names;
-    for (int d = 0; d < dtype_count; ++d) names.append(name_of(static_cast<DType>(d)));
-    return nb::tuple(names);
-  }();
+  m.def(
+      "dtypes",
+      [] {
+        nb::list names;
+        for (int d = 0; d < dtype_count; ++d) names.append(name_of(static_cast<DType>(d)));
+        return nb::tuple(names);
+      },
+      nb::sig("def dtypes() -> tuple[str, ...]"), "The names of the dtypes there are kernels for.");
   m.def("build_info", build_info_dict, nb::sig("def build_info() -> dict[str, typing.Any]"));
 
   m.def(

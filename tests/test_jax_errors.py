@@ -1,4 +1,4 @@
-"""What cannot be done says so: while tracing, as an error of the library, in the words of its core."""
+"""What cannot be done says so: while tracing, and in the words of the library's core."""
 
 from __future__ import annotations
 

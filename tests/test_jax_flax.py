@@ -1,4 +1,4 @@
-"""The Flax layers: linen.ConvLocal in place of Flax's own, nnx.ConvLocal, and code without either."""
+"""The Flax layers: linen.ConvLocal in place of Flax's own, nnx.ConvLocal; and Equinox."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_errors() -> None:
             b.init(jax.random.key(0), jnp.ones((1, 6, 5, 3)))
     _, b = pair({"kernel_size": (3, 3)})
     variables = b.init(jax.random.key(0), jnp.ones((1, 6, 5, 3)))
-    with pytest.raises(Exception, match="shape"):  # noqa: PT011 - Flax's own, of its parameters
+    with pytest.raises(Exception, match="shape"):
         b.apply(variables, jnp.ones((1, 7, 5, 3)))
 
 

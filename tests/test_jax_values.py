@@ -178,8 +178,8 @@ def test_dimension_numbers_object_with_places_out_of_order(rng: np.random.Genera
     """A ConvDimensionNumbers may name the spatial axes of rhs in descending order."""
     dims = jax.lax.ConvDimensionNumbers((0, 3, 2, 1), (3, 2, 1, 0), (0, 3, 2, 1))
     lhs = rng.integers(-3, 4, (2, 8, 6, 3)).astype(np.float32)
+    plain = ("NHWC", "HWIO", "NHWC")
     for strides, window in (((1, 2), (3, 2)), ((2, 1), (1, 3))):
-        plain = ("NHWC", "HWIO", "NHWC")
         y = jax.eval_shape(
             lambda a, b, s=strides: jax.lax.conv_general_dilated(
                 a, b, s[::-1], "VALID", dimension_numbers=plain

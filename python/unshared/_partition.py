@@ -19,7 +19,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import unshared
 
-
 _DIVIDED = ("m", "n", "a", "b")
 
 
@@ -32,9 +31,8 @@ def letters(geometry: Any, seat: str) -> tuple[str, ...]:
         names = [*places, "b", "c" if grouped else "a", *taps]
     else:
         names = ["n", "a" if seat == "x" else "b", *(inputs if seat == "x" else places)]
-    axes = geometry.axes(seat)
-    joined = tuple(names[a[0]] if len(a) == 1 else "f" for a in axes)
-    return ("m",) * geometry.lead(seat) + joined
+    joined = [names[axes[0]] if len(axes) == 1 else "f" for axes in geometry.axes(seat)]
+    return (*(("m",) if geometry.lead(seat) else ()), *joined)
 
 
 def result_spec(
@@ -48,8 +46,9 @@ def result_spec(
                 continue
             if name not in _DIVIDED:
                 raise unshared.ArgumentValueError(
-                    f"unshared.{face}: expected operands whose places and taps (and input channels, "
-                    f"if they share an axis with taps) are whole, found them divided over {axis!r}"
+                    f"unshared.{face}: expected operands whose places and taps (and input "
+                    "channels that share an axis with taps) are whole, found them divided over "
+                    f"{axis!r}"
                 )
             if axes.setdefault(name, axis) != axis:
                 raise unshared.ArgumentValueError(
@@ -115,7 +114,7 @@ def partitioned(face: str, geometry: Any) -> Callable[[Any, Any], Any]:
     def sharding(mesh: Any, dims: tuple[str, ...], axes: dict[str, tuple[str, ...]]) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(axes.get(name) or None for name in dims)))
 
-    @custom_partitioning
+    @custom_partitioning  # type: ignore[untyped-decorator]
     def call(first: Any, second: Any) -> Any:
         return _bind(face, first, second, geometry)
 

@@ -1,13 +1,14 @@
 """The three faces for JAX: primitives that call the kernels through XLA's FFI.
 
-They compose with jit, grad, jvp, vmap, scan, remat, shard_map, automatic sharding and export, to any
-order: each is bilinear, and its derivatives are the others. The result has the bits of
+They compose with jit, grad, jvp, vmap, scan, remat, shard_map, automatic sharding and export, to
+any order: each is bilinear, and its derivatives are the others. The result has the bits of
 `unshared.forward` and its companions. On platforms without kernels of ours, jax.lax computes.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -256,7 +257,7 @@ def convolve(
             dilated = [k * f - f + 1 for k, f in zip(kernel, d, strict=True)]
             pads = tuple(jax.lax.padtype_to_pads(spread, dilated, steps, "SAME_LOWER"))
     cropped = not isinstance(pads, str) and any(side < 0 for pair in pads for side in pair)
-    if groups == 1 and (lhs.dtype != rhs.dtype or str(lhs.dtype) not in _core.dtypes or cropped):
+    if groups == 1 and (lhs.dtype != rhs.dtype or str(lhs.dtype) not in _core.dtypes() or cropped):
         return jax.lax.conv_general_dilated_local(
             lhs, rhs, steps, padding, window, e, d, dims, precision
         )
@@ -273,7 +274,7 @@ def convolve(
             f"(C_in * window {window}), found {inputs}"
         )
     # Which logical axes, those of `forward`, each axis of the arrays stands for.
-    of = {axis: (j,) for j, axis in enumerate(places)}
+    of: dict[int, tuple[int, ...]] = {axis: (j,) for j, axis in enumerate(places)}
     of |= {out_at: (n,), fused: (n + 1, *(n + 2 + places.index(axis) for axis in sorted(places)))}
     geometry = Geometry(
         problem,
@@ -288,11 +289,11 @@ def convolve(
 
 
 class Geometry(NamedTuple):
-    """What is static of a call: the problem, and how the axes of its arrays make up the logical ones.
+    """What is static of a call: the problem, and how the axes of its arrays make it up.
 
-    `x`, `w` and `y` name, for each axis of the array, the logical axes it runs over, slowest first;
-    empty: one each, in order. The mapped extent does not count; it is the first axis of whoever has
-    it. Nothing is ever transposed: the handler gets the strides that follow.
+    `x`, `w` and `y` name, for each axis of the array, the logical axes it runs over, slowest
+    first; empty: one each, in order. The mapped extent does not count: it is the first axis of
+    whoever has it. Nothing is ever transposed: the handler gets the strides that follow.
     """
 
     problem: Problem
@@ -306,8 +307,9 @@ class Geometry(NamedTuple):
         return int(self.problem.mapped is not None and self.shared != seat)
 
     def axes(self, seat: str) -> tuple[tuple[int, ...], ...]:
-        rank = len(self.problem.shape(seat)) - (self.problem.mapped is not None)
-        return getattr(self, seat) or tuple((axis,) for axis in range(rank))
+        """The logical axes of each axis of the array, without the mapped one."""
+        axes: tuple[tuple[int, ...], ...] = getattr(self, seat)
+        return axes or tuple((axis,) for axis in range(len(self.extents(seat))))
 
     def extents(self, seat: str) -> tuple[int, ...]:
         """Of the logical axes, without the mapped one."""
@@ -321,8 +323,12 @@ class Geometry(NamedTuple):
 
     def text(self) -> str:
         """The problem with its memory orders: what the handler parses."""
-        orders = {seat: sum(self.axes(seat), ()) for seat in "xwy"}
-        return str(self.problem.restate(**orders, shared=self.shared))
+        x, w, y = (self.order(seat) for seat in "xwy")
+        return str(self.problem.restate(x=x, w=w, y=y, shared=self.shared))
+
+    def order(self, seat: str) -> tuple[int, ...]:
+        """The logical axes, slowest first."""
+        return tuple(itertools.chain(*self.axes(seat)))
 
 
 def _call(
@@ -393,11 +399,11 @@ def _transposed(
     """Call the face that fills `seat`, with the cotangent in the seat this face filled."""
     given = dict(zip(_SEATS[face], (first, second, cotangent), strict=True))
     target = _FILLS[seat]
-    operands = [given[s] for s in _SEATS[target][:2]]
+    one, other = (given[s] for s in _SEATS[target][:2])
     if geometry.shared != seat:
-        return _bind(target, *operands, geometry)
+        return _bind(target, one, other, geometry)
     # Every index of the others met all of this operand: its gradient is the sum over them.
-    return _bind(target, *operands, geometry._replace(shared="")).sum(0)
+    return _bind(target, one, other, geometry._replace(shared="")).sum(0)
 
 
 def _batched(face: str, arrays: Any, dims: Any, *, geometry: Geometry) -> tuple[Any, int]:
@@ -426,7 +432,8 @@ def _batched(face: str, arrays: Any, dims: Any, *, geometry: Geometry) -> tuple[
             array = jnp.broadcast_to(array[:, None], (size, before, *array.shape[1:]))
         operands.append(array if before is None else _merged(array, 0))
     problem = problem.restate(mapped=size * (1 if before is None else before))
-    result = _bind(face, *operands, geometry._replace(problem=problem, shared=shared))
+    first, second = operands
+    result = _bind(face, first, second, geometry._replace(problem=problem, shared=shared))
     return (result if before is None else _split(result, 0, size, before)), 0
 
 
@@ -507,7 +514,7 @@ def _reference_one(face: str, geometry: Geometry, first: Any, second: Any) -> An
     dims = ("NC" + letters, letters + "IO", "NC" + letters)
 
     def logical(array: Any, seat: str) -> Any:
-        order = sum(geometry.axes(seat), ())
+        order = geometry.order(seat)
         array = array.reshape([geometry.extents(seat)[axis] for axis in order])
         return array.transpose([order.index(axis) for axis in range(len(order))])
 
@@ -529,7 +536,7 @@ def _reference_one(face: str, geometry: Geometry, first: Any, second: Any) -> An
             x = _split(x, 1, groups, x.shape[1] // groups)
             w = _split(w, spatial, groups, w.shape[spatial] // groups)
             y = _merged(jax.vmap(local, in_axes=(1, spatial), out_axes=1)(x, w), 1)
-        y = y.transpose(sum(geometry.axes("y"), ()))
+        y = y.transpose(geometry.order("y"))
         return y.reshape(geometry.shape("y")[geometry.lead("y") :])
 
     if face == "forward":

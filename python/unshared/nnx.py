@@ -80,7 +80,7 @@ class ConvLocal(nnx.Module):  # type: ignore[misc]
         param_dtype: Any = jnp.float32,
         precision: Any = None,
         kernel_init: Callable[..., Any] | None = None,
-        bias_init: Callable[..., Any] = nnx.initializers.zeros_init(),
+        bias_init: Callable[..., Any] = nnx.initializers.zeros,
         promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
         rngs: nnx.Rngs,
     ) -> None:
@@ -121,8 +121,8 @@ class ConvLocal(nnx.Module):  # type: ignore[misc]
         if inputs.shape[len(batch) :] != self.input_shape:
             raise ArgumentValueError(
                 f"unshared.ConvLocal: argument 'inputs': expected (*batch, "
-                f"{', '.join(map(str, self.input_shape))}), as input_size and in_features say, found "
-                f"shape {inputs.shape}"
+                f"{', '.join(map(str, self.input_shape))}), as input_size and in_features say, "
+                f"found shape {inputs.shape}"
             )
         inputs = jnp.reshape(inputs, (-1, *self.input_shape))
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
