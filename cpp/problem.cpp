@@ -101,8 +101,8 @@ class Maker {
   const char* argument(Seat seat) const { return argument_of(face_, seat); }
   [[noreturn]] void fail(const std::string& argument, std::string expected,
                          std::string found) const {
-    throw Error(Error::Kind::value, name_of(face_), argument, std::move(expected),
-                std::move(found));
+    throw Error(Error::Kind::value, given_.operation.empty() ? name_of(face_) : given_.operation,
+                argument, std::move(expected), std::move(found));
   }
   std::string geometry() const {
     return "from input " + by_axis(input_, spatial_) + ", kernel " + by_axis(kernel_, spatial_) +
@@ -124,6 +124,7 @@ class Maker {
 
   // Ranks, and that every size is one we can compute with.
   void check_operands() {
+    if (given_.sizes) return check_sizes();
     const Seat leader = face_ == Face::grad_input ? Seat::y : Seat::x;
     const int rank = given_of(leader)->rank - lead_;
     if (rank < 3 || rank > 2 + max_spatial)
@@ -146,6 +147,18 @@ class Maker {
         if (layout->shape[d] < 0 || layout->shape[d] > max_extent)
           fail(argument(seat), "sizes of 0 to 2147483647", "shape " + tuple(*layout));
     }
+  }
+
+  void check_sizes() {
+    spatial_ = given_.input_size->count;
+    if (spatial_ < 1 || spatial_ > max_spatial)
+      fail("input_size", "1 to 3 spatial extents", std::to_string(spatial_));
+    const auto check = [&](const char* name, std::int64_t size) {
+      if (size < 0 || size > max_extent)
+        fail(name, "a whole number of 0 to 2147483647", number(size));
+    };
+    check("in_channels", given_.sizes->in_channels);
+    check("out_channels", given_.sizes->out_channels);
   }
 
   Sizes read(const char* name, const Extents& given, std::int64_t least) const {
@@ -176,14 +189,39 @@ class Maker {
       fail("groups", "a whole number of 1 to 2147483647", number(given_.groups));
   }
 
+  // input = (output - 1) * stride - padding + dilated kernel + output_padding, which is what
+  // compute_output takes back.
+  void transpose_sizes() {
+    const Sizes more = read("output_padding", *given_.output_padding, 0);
+    if (given_.padding.rule == Padding::Rule::same)
+      fail("padding", "whole numbers: a transposed layer has no 'same'", "'same'");
+    for (int s = 0; s < spatial_; ++s) {
+      if (more[s] >= stride_[s])
+        fail("output_padding", "less than stride " + by_axis(stride_, spatial_),
+             by_axis(more, spatial_));
+      const std::int64_t output = input_[s];
+      input_[s] = (output - 1) * stride_[s] - low_[s] - high_[s] + (kernel_[s] - 1) * dilation_[s] +
+                  1 + more[s];
+      if (output < 1 || input_[s] < 1 || input_[s] > max_extent)
+        fail(output < 1 ? "input_size" : "padding",
+             "an output of 1 to 2147483647 along spatial axis " + std::to_string(s),
+             output < 1 ? "input " + std::to_string(output)
+                        : "output " + std::to_string(input_[s]) + " = (" + std::to_string(output) +
+                              " - 1) * stride " + std::to_string(stride_[s]) + " - padding " +
+                              std::to_string(low_[s] + high_[s]) + " + dilated kernel " +
+                              std::to_string((kernel_[s] - 1) * dilation_[s] + 1) +
+                              " + output_padding " + std::to_string(more[s]));
+    }
+  }
+
   void read_sizes() {
-    if (face_ == Face::grad_input) {
+    if (face_ == Face::grad_input || given_.sizes) {
       if (!given_.input_size) fail("input_size", "the spatial extents of x", "none");
       input_ = read("input_size", *given_.input_size, 0);
     } else {
       for (int s = 0; s < spatial_; ++s) input_[s] = given_.x->shape[lead_ + 2 + s];
     }
-    if (face_ == Face::grad_weight) {
+    if (face_ == Face::grad_weight || given_.sizes) {
       if (!given_.kernel_size) fail("kernel_size", "the extents of the kernel", "none");
       kernel_ = read("kernel_size", *given_.kernel_size, 1);
     } else {
@@ -194,6 +232,7 @@ class Maker {
                "kernel " + by_axis_of(*given_.w, spatial_ + 2));
       }
     }
+    if (given_.output_padding) transpose_sizes();
   }
 
   std::string by_axis_of(const Layout& layout, int from) const {
@@ -203,6 +242,20 @@ class Maker {
   // The channel counts and the batch, each from the operand that comes first.
   void read_channels() {
     const std::int64_t groups = given_.groups;
+    if (given_.sizes) {
+      const auto share = [&](const char* name, std::int64_t channels) {
+        if (channels % groups != 0)
+          fail("groups", std::string("a divisor of ") + name + "=" + std::to_string(channels),
+               std::to_string(groups));
+        return channels / groups;
+      };
+      in_ = share("in_channels", given_.sizes->in_channels);
+      out_ = share("out_channels", given_.sizes->out_channels);
+      if (given_.output_padding) std::swap(in_, out_);
+      batch_ = given_.sizes->batch;
+      mapped_ = given_.sizes->mapped;
+      return;
+    }
     const Layout& leader = face_ == Face::grad_input ? *given_.y : *given_.x;
     mapped_ = given_.mapped ? leader.shape[0] : 1;
     batch_ = leader.shape[lead_];
@@ -245,7 +298,7 @@ class Maker {
                       input_dilation_[s], low_[s], high_[s]};
       output_[s] = axis.outputs();
       if (output_[s] < 1)
-        fail(face_ == Face::grad_weight ? "kernel_size" : "w",
+        fail(face_ == Face::grad_weight || given_.sizes ? "kernel_size" : "w",
              "a (dilated) kernel within the padded input of " +
                  std::to_string(input + low_[s] + high_[s]) + " along spatial axis " +
                  std::to_string(s) + " (" + geometry() + ")",
@@ -340,12 +393,14 @@ class Maker {
     Layout layout = expected(seat);
     std::vector<int> order(static_cast<std::size_t>(layout.rank));
     std::iota(order.begin(), order.end(), 0);
-    if (seat == Seat::w) {
+    if (given_.sizes) {
+      // nothing to go by: logical order
+    } else if (seat == Seat::w) {
       const int out_channels = lead_ + spatial_;
       order.erase(order.begin() + out_channels);
       order.push_back(out_channels);
-    } else {
-      const Layout& partner = *given_of(seat == Seat::x ? Seat::y : Seat::x);
+    } else if (const auto& given = given_of(seat == Seat::x ? Seat::y : Seat::x)) {
+      const Layout& partner = *given;
       // Sorted by stride, slowest first; dimensions whose stride says nothing stay where they are.
       std::vector<int> telling;
       for (int d = 0; d < layout.rank; ++d)

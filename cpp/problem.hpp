@@ -152,11 +152,23 @@ struct Padding {
 // operands are required. That of its result is optional: left out, the result gets a dense layout
 // in the memory order of its partner (y of x, x of y), and a weight gradient the order
 // [out][C_in][kernel][C_out].
+//
+// Or, for a layer that has no tensors yet: `sizes` instead of any layout, input_size (one number per
+// axis) and kernel_size. With output_padding, too, it is a transposed layer: input_size is that of
+// y, in_channels are those of y, and the extents of x follow (as many as reach y, and that many more).
 struct Arguments {
+  struct Sizes {
+    std::int64_t in_channels, out_channels;  // of all groups
+    std::int64_t batch = 1, mapped = 1;
+  };
+
   Face face = Face::forward;
+  std::string operation;  // who is calling, for errors; empty: the face
   std::optional<Layout> x, w, y;
+  std::optional<Sizes> sizes;
   std::optional<Extents> input_size;  // grad_input: spatial extents of x
   std::optional<Extents> kernel_size;  // grad_weight: extents of the kernel
+  std::optional<Extents> output_padding;  // of a transposed layer
   Extents stride = Extents::all(1), dilation = Extents::all(1), input_dilation = Extents::all(1);
   Padding padding;
   std::int64_t groups = 1;

@@ -233,42 +233,15 @@ Problem parse_problem(std::string_view text) {
                            &arguments.input_dilation, &arguments.padding.low})
     if (!e->single && e->count != input->count) bad("...", "as many numbers per axis as i has");
 
-  // All three layouts are stated, so that any face would do: the shape of y from the sizes, then
-  // the memory orders.
+  // First the sizes alone, then the memory order of each tensor.
   arguments.mapped = mapped >= 0;
-  const int spatial = input->count;
-  const auto at = [](const Extents& e, int s) { return e.value[e.single ? 0 : s]; };
+  arguments.sizes = {in, out, batch, arguments.mapped ? mapped : 1};
+  arguments.input_size = input;
+  arguments.kernel_size = kernel;
+  const Problem sizes = make_problem(arguments);
+  arguments.sizes.reset();
   const auto stated = [&](int seat) {
-    Layout layout;
-    const auto add = [&](std::int64_t size) { layout.shape[layout.rank++] = size; };
-    const auto add_outputs = [&] {
-      for (int s = 0; s < spatial; ++s) {
-        Axis axis{input->value[s], 0, kernel->value[s],
-                  std::max<std::int64_t>(at(arguments.stride, s), 1)};
-        axis.dilation = at(arguments.dilation, s);
-        axis.input_dilation = at(arguments.input_dilation, s);
-        axis.padding_low = at(arguments.padding.low, s);
-        axis.padding_high = at(arguments.padding.high, s);
-        add(std::max<std::int64_t>(axis.outputs(), 0));
-      }
-    };
-    const auto add_all = [&](const Extents& e) {
-      for (int s = 0; s < spatial; ++s) add(e.value[s]);
-    };
-    if (arguments.mapped) add(mapped);
-    if (seats[seat] == Seat::w) {
-      add_outputs();
-      add(out);
-      add(in / std::max<std::int64_t>(arguments.groups, 1));
-      add_all(*kernel);
-    } else {
-      add(batch);
-      add(seats[seat] == Seat::x ? in : out);
-      if (seats[seat] == Seat::x)
-        add_all(*input);
-      else
-        add_outputs();
-    }
+    Layout layout = sizes.layout(seats[seat]);
     const std::string_view order = orders[seat];
     if (order.starts_with('[')) {
       if (!order.ends_with(']')) bad(order, "strides in brackets");
@@ -279,7 +252,8 @@ Problem parse_problem(std::string_view text) {
       if (count != layout.rank) bad(order, std::to_string(layout.rank) + " strides");
     } else {
       const std::string logical = (arguments.mapped ? "m" : "") + std::string(logical_order[seat]);
-      if (!lay_out(layout, seats[seat], order.empty() ? logical : order, spatial, arguments.mapped))
+      if (!lay_out(layout, seats[seat], order.empty() ? logical : order, sizes.spatial,
+                   arguments.mapped))
         bad(order, "each letter of " + logical + " once");
     }
     return layout;
@@ -295,8 +269,6 @@ Problem parse_problem(std::string_view text) {
   };
   if (repeats(*arguments.y))
     arguments.face = repeats(*arguments.x) ? Face::grad_weight : Face::grad_input;
-  arguments.input_size = input;
-  arguments.kernel_size = kernel;
   return make_problem(arguments);
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <optional>
 
 #include "libraries.hpp"
@@ -67,7 +68,7 @@ std::string device_name(std::int32_t type) {
 }  // namespace
 
 void Where::fail(Kind kind, std::string expected, std::string found) const {
-  throw Error(kind, name_of(face), argument, std::move(expected), std::move(found));
+  throw Error(kind, operation, argument, std::move(expected), std::move(found));
 }
 
 std::string describe(nb::handle value) {
@@ -134,7 +135,7 @@ void Array::fail_dtype() const {
 void Array::fail_unreadable(const nb::python_error& cause) const {
   if (!cause.matches(PyExc_Exception) || cause.matches(PyExc_MemoryError))
     throw nb::python_error(cause);
-  throw ErrorFromPython(Error(Kind::type, name_of(where_.face), where_.argument,
+  throw ErrorFromPython(Error(Kind::type, where_.operation, where_.argument,
                               "an array that can be read through DLPack",
                               describe(object_) + " which says: " + summary(cause.value())),
                         cause);
@@ -183,6 +184,7 @@ bool Array::borrow(const dlpack::ExchangeApi* api) {
   if (api == nullptr || api->tensor_from_object == nullptr) return false;
   if (api->tensor_from_object(source().ptr(), &tensor_) != 0) fail_unreadable(nb::python_error());
   borrowed_ = true;
+  api_ = api;
   set_device(tensor_.device_type, tensor_.device_id);
   return true;
 }
@@ -342,9 +344,24 @@ void check_dtype(Where where, const std::string& name) {
   where.fail(Kind::type, dtype_names, "dtype " + name);
 }
 
+void* Array::stream() const {
+  void* stream = nullptr;  // the legacy default stream
+  if (api_ != nullptr && api_->current_work_stream != nullptr &&
+      api_->current_work_stream(dlpack::cuda, device_, &stream) != 0)
+    throw nb::python_error();
+  return stream;
+}
+
 Layout row_major(Layout layout) {
+  int order[max_dims];
+  std::iota(order, order + max_dims, 0);
+  return ordered(layout, order);
+}
+
+Layout ordered(Layout layout, const int* order) {
   std::int64_t stride = 1;
-  for (int d = std::clamp(layout.rank, 0, max_dims) - 1; d >= 0; --d) {
+  for (int i = std::clamp(layout.rank, 0, max_dims) - 1; i >= 0; --i) {
+    const int d = order[i];
     layout.stride[d] = stride;
     if (__builtin_mul_overflow(stride, std::max<std::int64_t>(layout.shape[d], 1), &stride))
       stride = INT64_MAX;
@@ -389,6 +406,21 @@ nb::object tuple_of(int count, Number number) {
   return tuple;
 }
 
+// Not as a permuted view: to PyTorch, a view is something that must not be changed in place.
+nb::object make_tensor(const Array& like, const Layout& layout, const Order& order) {
+  const nb::object shape = tuple_of(layout.rank, [&](int d) { return layout.shape[d]; });
+  try {
+    if (order.logical) return like.object().attr("new_empty")(shape);
+    const Layout dense = ordered(layout, order.dims);
+    return like.object().attr("new_empty_strided")(
+        shape, tuple_of(layout.rank, [&](int d) { return dense.stride[d]; }));
+  } catch (nb::python_error& e) {  // all that can go wrong here
+    if (e.matches(PyExc_RuntimeError))
+      nb::raise_from(e, PyExc_MemoryError, "no memory for a result");
+    throw;
+  }
+}
+
 nb::object numpy_dtype(const Array& like) {
   if (like.dtype() != DType::bfloat16)
     return nb::borrow(numpy().dtypes[static_cast<int>(like.dtype())]);
@@ -402,6 +434,7 @@ nb::object numpy_dtype(const Array& like) {
 
 nb::object make_array(const Array& like, const Layout& layout) {
   const Order order(layout);
+  if (like.library() == Library::torch) return make_tensor(like, layout, order);
   const nb::object shape =
       tuple_of(layout.rank, [&](int i) { return layout.shape[order.dims[i]]; });
   nb::object axes;
@@ -410,17 +443,6 @@ nb::object make_array(const Array& like, const Layout& layout) {
       return std::find(order.dims, order.dims + layout.rank, d) - order.dims;
     });
 
-  if (like.library() == Library::torch) {
-    nb::object made;
-    try {
-      made = like.object().attr("new_empty")(shape);
-    } catch (nb::python_error& e) {  // all that can go wrong here
-      if (e.matches(PyExc_RuntimeError))
-        nb::raise_from(e, PyExc_MemoryError, "no memory for a result");
-      throw;
-    }
-    return axes.is_valid() ? nb::object(made.attr("permute")(axes)) : made;
-  }
   if (like.library() == Library::other && !like.immutable() &&
       nb::hasattr(like.object(), "__array_namespace__")) {
     const nb::object library = like.object().attr("__array_namespace__")();

@@ -17,9 +17,9 @@ namespace nb = nanobind;
 
 enum class Library { numpy, torch, jax, other };
 
-// Which argument is being read, for the words of an error.
+// Which argument of which operation is being read, for the words of an error.
 struct Where {
-  Face face;
+  const char* operation;
   const char* argument;
 
   [[noreturn]] void fail(Error::Kind kind, std::string expected, std::string found) const;
@@ -47,6 +47,7 @@ class Array {
   void read();
   void require_writable() const;  // after read()
   void mark_written() const;  // for a library that counts changes
+  void* stream() const;  // of CUDA: where its library queues work now, if it can tell
 
   Where where() const { return where_; }
   nb::handle object() const { return object_; }
@@ -85,6 +86,7 @@ class Array {
   void* data_ = nullptr;
   bool conjugated_ = false, read_only_ = false, copied_ = false, immutable_ = false;
   bool borrowed_ = false, buffered_ = false;
+  const dlpack::ExchangeApi* api_ = nullptr;  // if borrowed
   dlpack::Tensor tensor_{};  // if borrowed
   Py_buffer buffer_{};  // if buffered
   dlpack::Managed* managed_ = nullptr;
@@ -97,8 +99,9 @@ std::string describe(nb::handle value);
 // Refuses a dtype that is none of the library's.
 void check_dtype(Where where, const std::string& name);
 
-// The same shape in row-major order without gaps.
+// The same shape without gaps: row-major, or its dimensions in the order given, slowest first.
 Layout row_major(Layout layout);
+Layout ordered(Layout layout, const int* order);
 
 // A new array of the library and on the device of `like`, its memory in the order of `layout` as far
 // as that library can say so. Where a library has no writable arrays, or no way to make one that is

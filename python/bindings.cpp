@@ -40,7 +40,7 @@ Face face_of(int face) {
 
 // The half of the options that shapes the problem.
 void read_geometry(Arguments& arguments, Face face, const Options& options) {
-  const auto where = [&](const char* argument) { return Where{face, argument}; };
+  const auto where = [&](const char* argument) { return Where{name_of(face), argument}; };
   arguments.face = face;
   if (face == Face::grad_input) arguments.input_size = extents(where("input_size"), options.sizes);
   if (face == Face::grad_weight)
@@ -55,19 +55,29 @@ void read_geometry(Arguments& arguments, Face face, const Options& options) {
 // One call: arrays held, options read, the problem made. What is left is to run or to explain it.
 class Job {
  public:
+  // As users state it.
   Job(int face, nb::handle first, nb::handle second, const Options& options, int how)
-      : face_(face_of(face)),
-        first_(first, where(first_seat()), gradients(how)),
-        second_(second, where(second_seat()), gradients(how)) {
-    if (!options.out.is_none()) out_.emplace(options.out, where(result_of(face_)), gradients(how));
-    check_places();
-    read_options(options, how);
+      : Job(face, first, second, options.out, how) {
+    read_options(options);
     read_arrays();
     problem_ = make_problem(arguments_);
     if (first_.library() == Library::jax && !out_) {  // its arrays have no other order
       layout_of(result_of(face_)) = row_major(problem_.layout(result_of(face_)));
       problem_ = make_problem(arguments_);
     }
+  }
+
+  // As adapters state it: the options are those of another problem, and the memory order of the
+  // result is theirs to choose: its dimensions, slowest first.
+  Job(int face, nb::handle first, nb::handle second, const Problem& options,
+      const std::string& order, nb::handle num_threads, int how)
+      : Job(face, first, second, nb::none(), how) {
+    copy_options(options);
+    call_.threads = threads(where("num_threads"), num_threads);
+    read_arrays();
+    problem_ = make_problem(arguments_);
+    layout_of(result_of(face_)) = in_order(problem_.layout(result_of(face_)), order);
+    problem_ = make_problem(arguments_);
   }
 
   nb::object run() {
@@ -101,13 +111,25 @@ class Job {
   }
 
  private:
+  Job(int face, nb::handle first, nb::handle second, nb::handle out, int how)
+      : face_(face_of(face)),
+        first_(first, where(first_seat()), gradients(how)),
+        second_(second, where(second_seat()), gradients(how)) {
+    if (!out.is_none()) out_.emplace(out, where(result_of(face_)), gradients(how));
+    check_places();
+    arguments_.face = face_;
+    arguments_.mapped = (how & mapped) != 0;
+    call_.conjugate_first = (how & conjugate_first) != 0;
+    call_.conjugate_second = (how & conjugate_second) != 0;
+  }
+
   static Array::Gradients gradients(int how) {
     return (how & ignore_gradients) != 0 ? Array::Gradients::ignore : Array::Gradients::refuse;
   }
   Seat first_seat() const { return face_ == Face::grad_input ? Seat::y : Seat::x; }
   Seat second_seat() const { return face_ == Face::grad_weight ? Seat::y : Seat::w; }
-  Where where(Seat seat) const { return {face_, argument_of(face_, seat)}; }
-  Where where(const char* argument) const { return {face_, argument}; }
+  Where where(Seat seat) const { return {name_of(face_), argument_of(face_, seat)}; }
+  Where where(const char* argument) const { return {name_of(face_), argument}; }
   std::optional<Layout>& layout_of(Seat seat) {
     return seat == Seat::x ? arguments_.x : seat == Seat::w ? arguments_.w : arguments_.y;
   }
@@ -132,22 +154,49 @@ class Job {
         where(seat).fail(Kind::value, text_of(there) + "," + as_first() + "is there",
                          text_of(here));
     };
-    // The core says what there is to say of CUDA. Streams come in here once it has kernels for it.
+    // Before any library is asked for its stream, the core says what there is to say of CUDA.
     if (first_.place() == Place::cuda) unshared::explain({}, face_, DType::float32, Place::cuda);
     check(second_, second_seat());
     if (out_) check(*out_, result_of(face_));
   }
 
-  void read_options(const Options& options, int how) {
+  void read_options(const Options& options) {
     read_geometry(arguments_, face_, options);
-    arguments_.mapped = (how & mapped) != 0;
     call_.accumulate = flag(where("accumulate"), options.accumulate);
     if (call_.accumulate && !out_)
       where("out").fail(Kind::value, "an array to add to, as accumulate=True says", "None");
     call_.threads = threads(where("num_threads"), options.num_threads);
     check_precision(where("precision"), options.precision);
-    call_.conjugate_first = (how & conjugate_first) != 0;
-    call_.conjugate_second = (how & conjugate_second) != 0;
+  }
+
+  void copy_options(const Problem& from) {
+    const auto all = [&](std::int64_t Axis::* member) {
+      Extents extents{from.spatial, false, {}};
+      for (int s = 0; s < from.spatial; ++s) extents.value[s] = from.spatial_axis(s).*member;
+      return extents;
+    };
+    if (face_ == Face::grad_input) arguments_.input_size = all(&Axis::input);
+    if (face_ == Face::grad_weight) arguments_.kernel_size = all(&Axis::kernel);
+    arguments_.stride = all(&Axis::stride);
+    arguments_.padding.low = all(&Axis::padding_low);
+    arguments_.padding.high = all(&Axis::padding_high);
+    arguments_.dilation = all(&Axis::dilation);
+    arguments_.input_dilation = all(&Axis::input_dilation);
+    arguments_.groups = from.groups();
+  }
+
+  // The digits of `order` are the dimensions, slowest first; none: as they come.
+  static Layout in_order(const Layout& layout, const std::string& order) {
+    if (order.empty()) return row_major(layout);
+    int dims[max_dims] = {};
+    unsigned seen = 0;
+    for (std::size_t i = 0; i < order.size() && i < max_dims; ++i) {
+      dims[i] = order[i] - '0';
+      if (dims[i] >= 0 && dims[i] < layout.rank) seen |= 1u << dims[i];
+    }
+    if (static_cast<int>(order.size()) != layout.rank || seen != (1u << layout.rank) - 1)
+      throw nb::value_error("order must name each dimension once");
+    return ordered(layout, dims);
   }
 
   void read_arrays() {
@@ -176,6 +225,7 @@ class Job {
     call_.result = result.data();
     call_.conjugate_first ^= first_.conjugated();
     call_.conjugate_second ^= second_.conjugated();
+    if (call_.place == Place::cuda) call_.stream = first_.stream();
     const nb::gil_scoped_release others_may_run;
     unshared::run(problem_, call_);
   }
@@ -200,9 +250,9 @@ Problem described(Face face, const std::vector<std::int64_t>& first, const std::
   };
   const Seat first_seat = face == Face::grad_input ? Seat::y : Seat::x;
   const Seat second_seat = face == Face::grad_weight ? Seat::y : Seat::w;
-  check_dtype({face, argument_of(face, first_seat)}, dtype);
+  check_dtype({name_of(face), argument_of(face, first_seat)}, dtype);
   if (second_dtype != dtype)
-    Where{face, argument_of(face, second_seat)}.fail(
+    Where{name_of(face), argument_of(face, second_seat)}.fail(
         Kind::type, "dtype " + dtype + ", as '" + argument_of(face, first_seat) + "' has it",
         "dtype " + second_dtype);
   Arguments arguments;
@@ -216,11 +266,8 @@ void raise(const Error& error, nb::handle cause) {
   const char* const classes[] = {"ArgumentTypeError", "ArgumentValueError", "UnsupportedError"};
   const nb::object type =
       nb::module_::import_("unshared.errors").attr(classes[static_cast<int>(error.kind)]);
-  nb::object raised = type(error.what());
-  raised.attr("operation") = error.operation;
-  raised.attr("argument") = error.argument;
-  raised.attr("expected") = error.expected;
-  raised.attr("found") = error.found;
+  const nb::object raised =
+      type.attr("of")(error.operation, error.argument, error.expected, error.found);
   if (cause.is_valid()) PyException_SetCause(raised.ptr(), cause.inc_ref().ptr());
   PyErr_SetObject(type.ptr(), raised.ptr());
 }
@@ -322,6 +369,18 @@ void bind_problem(nb::module_& m) {
           },
           nb::sig("def strides(self, seat: str) -> tuple[int, ...]"),
           "Its strides in elements; those without effect are 0.")
+      .def_prop_ro(
+          "groups", [](const Problem& p) { return p.groups(); }, nb::sig("def groups(self) -> int"))
+      .def_prop_ro(
+          "padding",
+          [](const Problem& p) {
+            std::vector<std::pair<std::int64_t, std::int64_t>> sides;
+            for (int s = 0; s < p.spatial; ++s)
+              sides.emplace_back(p.spatial_axis(s).padding_low, p.spatial_axis(s).padding_high);
+            return nb::tuple(nb::cast(sides));
+          },
+          nb::sig("def padding(self) -> tuple[tuple[int, int], ...]"),
+          "Below and above each spatial axis.")
       .def(
           "terms",
           [](const Problem& p, const std::string& face) { return p.terms(face_named(face)); },
@@ -455,6 +514,46 @@ NB_MODULE(_core, m) {
 
 `how` is 0, or for adapters a sum of 1 (all arrays have a mapped leading extent), 2 and 4 (take the
 conjugate of the first, of the second operand), 8 (PyTorch's gradients are the adapter's care).)");
+  m.def(
+      "apply",
+      [](int face, H first, H second, const Problem& options, const std::string& order,
+         H num_threads,
+         int how) { return Job(face, first, second, options, order, num_threads, how).run(); },
+      nb::arg(), a, a, nb::arg(), nb::arg(), a, nb::arg(),
+      nb::sig("def apply(face: int, first: object, second: object, options: Problem, order: str, "
+              "num_threads: object, how: int, /) -> typing.Any"),
+      R"(The same for adapters: the options are those of a Problem, of whatever channels, batch and
+memory orders. `order` names the dimensions of the result, slowest first, such as "0231"; "" is
+row-major.)");
+  m.def(
+      "layer",
+      [](const std::string& operation, H in_channels, H out_channels, H input_size, H kernel_size,
+         H stride, H pad, H output_padding, H dilation, H groups) {
+        const auto where = [&](const char* argument) { return Where{operation.c_str(), argument}; };
+        const auto number = [&](const char* name, H value) {
+          return whole_number(where(name), value, "a whole number");
+        };
+        Arguments arguments;
+        arguments.operation = operation;
+        arguments.sizes = {number("in_channels", in_channels),
+                           number("out_channels", out_channels)};
+        arguments.input_size = extents(where("input_size"), input_size);
+        arguments.kernel_size = extents(where("kernel_size"), kernel_size);
+        arguments.stride = extents(where("stride"), stride);
+        arguments.padding = padding(where("padding"), pad);
+        if (!output_padding.is_none())
+          arguments.output_padding = extents(where("output_padding"), output_padding);
+        arguments.dilation = extents(where("dilation"), dilation);
+        arguments.groups = number("groups", groups);
+        return make_problem(arguments);
+      },
+      nb::arg(), a, a, a, a, a, a, a, a, a,
+      nb::sig("def layer(operation: str, in_channels: object, out_channels: object, "
+              "input_size: object, kernel_size: object, stride: object, padding: object, "
+              "output_padding: object, dilation: object, groups: object, /) -> Problem"),
+      R"(Make the Problem of a layer, of a batch of one, from what its constructor takes. `operation`
+names the caller in errors; input_size has one number per spatial axis; with an output_padding it is
+a transposed layer, whose input sits in the seat of y.)");
   m.def(
       "explain",
       [](int face, H first, H second, H sizes, H stride, H padding, H dilation, H input_dilation,

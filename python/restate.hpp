@@ -29,42 +29,34 @@ inline Problem restate(const Problem& problem, const Restatement& wish) {
     throw Error(Error::Kind::value, "restate", argument, std::move(expected), std::move(found));
   };
   Arguments stated;
+  const int spatial = problem.spatial;
+  const auto per_axis = [&](std::int64_t Axis::* member) {
+    Extents extents{spatial, false, {}};
+    for (int s = 0; s < spatial; ++s) extents.value[s] = problem.spatial_axis(s).*member;
+    return extents;
+  };
+  stated.operation = "restate";
   stated.mapped = problem.mapped || wish.mapped;
   stated.groups = wish.groups.value_or(problem.groups());
-  const int lead = stated.mapped ? 1 : 0, spatial = problem.spatial;
-  for (Extents* e : {&stated.stride, &stated.dilation, &stated.input_dilation, &stated.padding.low,
-                     &stated.padding.high}) {
-    e->single = false;
-    e->count = spatial;
-  }
-  for (int s = 0; s < spatial; ++s) {
-    const Axis& axis = problem.spatial_axis(s);
-    stated.stride.value[s] = axis.stride;
-    stated.dilation.value[s] = axis.dilation;
-    stated.input_dilation.value[s] = axis.input_dilation;
-    stated.padding.low.value[s] = axis.padding_low;
-    stated.padding.high.value[s] = axis.padding_high;
-  }
-  const std::int64_t batch = wish.batch.value_or(problem.batch);
-  const std::int64_t in = wish.in_channels.value_or(problem.in_channels * problem.groups());
-  const std::int64_t out = wish.out_channels.value_or(problem.out_channels * problem.groups());
-  if (stated.groups < 1 || in % stated.groups != 0)
-    fail("groups", "a divisor of the input channels", std::to_string(stated.groups));
+  stated.input_size = per_axis(&Axis::input);
+  stated.kernel_size = per_axis(&Axis::kernel);
+  stated.stride = per_axis(&Axis::stride);
+  stated.dilation = per_axis(&Axis::dilation);
+  stated.input_dilation = per_axis(&Axis::input_dilation);
+  stated.padding.low = per_axis(&Axis::padding_low);
+  stated.padding.high = per_axis(&Axis::padding_high);
+  stated.sizes = {wish.in_channels.value_or(problem.in_channels * problem.groups()),
+                  wish.out_channels.value_or(problem.out_channels * problem.groups()),
+                  wish.batch.value_or(problem.batch),
+                  wish.mapped.value_or(problem.mapped ? problem.axes[0].input : 1)};
+  const Problem sizes = make_problem(stated);
+  stated.sizes.reset();
 
+  const int lead = stated.mapped ? 1 : 0;
   const auto layout = [&](Seat seat) {
     const char* const name = seat == Seat::x ? "x" : seat == Seat::w ? "w" : "y";
-    Layout l;
-    if (stated.mapped) l.shape[l.rank++] = wish.mapped.value_or(problem.axes[0].input);
-    const auto add = [&](auto extent) {
-      for (int s = 0; s < spatial; ++s) l.shape[l.rank++] = extent(problem.spatial_axis(s));
-    };
-    if (seat == Seat::w) add([](const Axis& a) { return a.output; });
-    l.shape[l.rank++] = seat == Seat::w ? out : batch;
-    l.shape[l.rank++] = seat == Seat::w ? in / stated.groups : seat == Seat::x ? in : out;
-    if (seat == Seat::x) add([](const Axis& a) { return a.input; });
-    if (seat == Seat::w) add([](const Axis& a) { return a.kernel; });
-    if (seat == Seat::y) add([](const Axis& a) { return a.output; });
-
+    Layout l = sizes.layout(seat);
+    std::fill_n(l.stride, l.rank, 0);
     const std::vector<int>& order = wish.order[static_cast<std::size_t>(seat)];
     const int dims = l.rank - lead;
     if (!order.empty() && static_cast<int>(order.size()) != dims)
@@ -89,11 +81,8 @@ inline Problem restate(const Problem& problem, const Restatement& wish) {
   stated.x = layout(Seat::x);
   stated.w = layout(Seat::w);
   stated.y = layout(Seat::y);
-  if (wish.shared == Seat::y) {  // then y is no result, and the face is one that fills another seat
+  if (wish.shared == Seat::y)  // then y is no result, and the face is one that fills another seat
     stated.face = Face::grad_input;
-    stated.input_size = Extents{spatial, false, {}};
-    for (int s = 0; s < spatial; ++s) stated.input_size->value[s] = problem.spatial_axis(s).input;
-  }
   return make_problem(stated);
 }
 

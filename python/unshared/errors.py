@@ -6,6 +6,8 @@ what was found; the attributes hold the same, for programs.
 
 from __future__ import annotations
 
+from typing import Self
+
 __all__ = ["ArgumentTypeError", "ArgumentValueError", "Error", "UnsupportedError"]
 
 
@@ -26,6 +28,16 @@ class Error(Exception):
     argument: str = ""
     expected: str = ""
     found: str = ""
+
+    @classmethod
+    def of(cls, operation: str, argument: str, expected: str, found: str) -> Self:
+        """Make an error whose text and attributes say these four things."""
+        error = cls(
+            f"unshared.{operation}: argument '{argument}': expected {expected}, found {found}"
+        )
+        error.operation, error.argument = operation, argument
+        error.expected, error.found = expected, found
+        return error
 
 
 class ArgumentTypeError(Error, TypeError):

@@ -1,0 +1,221 @@
+"""The layer and its transpose as functions of tensors, as torch.nn.functional would have them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unshared import _core
+from unshared.errors import ArgumentTypeError, ArgumentValueError
+from unshared.torch.operators import FORWARD, GRAD_INPUT, casting, order_of, product
+from unshared.torch.private import plain
+
+__all__ = ["locally_connected", "locally_connected_transpose"]
+
+Extents = int | Sequence[int]
+Padding = Extents | Sequence[tuple[int, int]] | str
+
+
+def locally_connected(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Extents = 1,
+    padding: Padding = 0,
+    dilation: Extents = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Apply a locally connected layer: a convolution with weights of its own at every place.
+
+    ``y[n, b, o] = bias[b, o] + sum over a, k of x[n, a, o * stride + k * dilation - padding] *
+    w[o, b, a, k]``, with the sizes of `torch.nn.functional.conv2d`.
+
+    Parameters
+    ----------
+    x : Tensor (N, C_in, *in) or (C_in, *in)
+        One, two or three spatial axes, any memory order, float32, float64, float16, bfloat16,
+        complex64 or complex128.
+    w : Tensor (*out, C_out, C_in/groups, *kernel)
+        Of the same dtype and on the same device (autocast casts both).
+    bias : Tensor (C_out, *out) or (C_out,), optional
+        One for each place, or one for all.
+    stride, dilation : int or one int per spatial axis
+    padding : int, one int or (low, high) pair per spatial axis, "valid" or "same"
+        Zeros around x; "same" makes ``out = ceil(in / stride)``.
+    groups : int
+
+    Returns
+    -------
+    Tensor (N, C_out, *out) or (C_out, *out)
+        In the memory order of x (channels_last stays channels_last). Differentiable any number of
+        times in reverse mode, once in forward mode; see docs/transformations-torch.md.
+
+    Raises
+    ------
+    unshared.ArgumentTypeError, unshared.ArgumentValueError, unshared.UnsupportedError
+        A TypeError, ValueError, NotImplementedError that names the argument, what was expected and
+        what was found.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from unshared.torch import locally_connected
+    >>> locally_connected(torch.ones(2, 3, 8, 8), torch.ones(6, 6, 4, 3, 3, 3)).shape
+    torch.Size([2, 4, 6, 6])
+    """
+    name = "locally_connected"
+    spatial = _spatial(name, w)
+    x, unbatched = batched(name, x, spatial)
+    geometry = geometry_of(
+        name, x.shape[2:], w.shape[spatial + 2 :], stride, padding, None, dilation, groups
+    )
+    y = with_bias(name, product(FORWARD, x, w, geometry, order_of(x)), bias)
+    return y[0] if unbatched else y
+
+
+def locally_connected_transpose(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Extents = 1,
+    padding: Padding = 0,
+    output_padding: Extents = 0,
+    groups: int = 1,
+    dilation: Extents = 1,
+) -> Tensor:
+    """Apply the transposed layer: the gradient of `locally_connected` by its input.
+
+    ``y[n, a, i] = bias[a, i] + sum over b and the (o, k) with o * stride + k * dilation - padding =
+    i of x[n, b, o] * w[o, b, a, k]``, with the sizes of `torch.nn.functional.conv_transpose2d`.
+
+    Parameters
+    ----------
+    x : Tensor (N, C_in, *in) or (C_in, *in)
+    w : Tensor (*in, C_in, C_out/groups, *kernel)
+        Every input place has weights of its own.
+    bias : Tensor (C_out, *out) or (C_out,), optional
+    stride, dilation, output_padding : int or one int per spatial axis
+        ``out = (in - 1) * stride - low - high + (kernel - 1) * dilation + output_padding + 1``;
+        output_padding is less than stride.
+    padding : int, one int or (low, high) pair per spatial axis
+        What it takes off y at either end.
+    groups : int
+
+    Returns
+    -------
+    Tensor (N, C_out, *out) or (C_out, *out)
+
+    Raises
+    ------
+    unshared.ArgumentTypeError, unshared.ArgumentValueError, unshared.UnsupportedError
+
+    Examples
+    --------
+    >>> import torch
+    >>> from unshared.torch import locally_connected_transpose
+    >>> locally_connected_transpose(torch.ones(2, 3, 6, 6), torch.ones(6, 6, 3, 4, 3, 3)).shape
+    torch.Size([2, 4, 8, 8])
+    """
+    name = "locally_connected_transpose"
+    spatial = _spatial(name, w)
+    x, unbatched = batched(name, x, spatial)
+    geometry = geometry_of(
+        name, x.shape[2:], w.shape[spatial + 2 :], stride, padding, output_padding, dilation, groups
+    )
+    y = with_bias(name, product(GRAD_INPUT, x, w, geometry, order_of(x)), bias)
+    return y[0] if unbatched else y
+
+
+# --- shared with the layers ----------------------------------------------------------------------
+def batched(name: str, x: Tensor, spatial: int) -> tuple[Tensor, bool]:
+    """Give x a batch if it has none, and tell whether that was so."""
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError.of(name, "x", "a torch.Tensor", f"a {type(x).__name__}")
+    if x.dim() == spatial + 1:
+        return x.unsqueeze(0), True
+    if x.dim() != spatial + 2:
+        raise ArgumentValueError.of(
+            name,
+            "x",
+            f"{spatial + 2} dimensions, (N, C_in, *in), or {spatial + 1} without N",
+            f"shape {tuple(x.shape)}",
+        )
+    return x, False
+
+
+def with_bias(name: str, y: Tensor, bias: Tensor | None) -> Tensor:
+    """Add a bias of each place (C_out, *out) or of all (C_out,) to y, in place where one may."""
+    if bias is None:
+        return y
+    if not isinstance(bias, Tensor):
+        raise ArgumentTypeError.of(name, "bias", "a torch.Tensor", f"a {type(bias).__name__}")
+    if bias.shape != y.shape[1:]:
+        if bias.shape != y.shape[1:2]:
+            places = tuple(y.shape[1:])
+            raise ArgumentValueError.of(
+                name,
+                "bias",
+                f"shape {places}, one for each place, or {places[:1]}, one for all",
+                f"shape {tuple(bias.shape)}",
+            )
+        bias = bias.reshape(-1, *[1] * (y.dim() - 2))
+    if bias.dtype != y.dtype:
+        if not casting(y):
+            raise ArgumentTypeError.of(name, "bias", f"dtype {y.dtype}", f"dtype {bias.dtype}")
+        bias = bias.to(y.dtype)
+    return y.add_(bias) if plain(y) and not torch.compiler.is_compiling() else y + bias
+
+
+def geometry_of(
+    name: str,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Extents,
+    padding: Padding,
+    output_padding: Extents | None,
+    dilation: Extents,
+    groups: int,
+) -> str:
+    """The geometry of a layer, or with output_padding of a transposed one, as operators take it."""
+    sizes = tuple(map(index, input_size)), tuple(map(index, kernel_size))
+    options = map(_constant, (stride, padding, output_padding, dilation, groups))
+    geometry: str = _geometry(name, *sizes, *options)
+    return geometry
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # the compiler cannot look into the core, nor need it
+def _geometry(*key: Any) -> str:
+    return _kept_geometry(*key)
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _kept_geometry(name: str, input_size: Any, kernel_size: Any, *options: Any) -> str:
+    # The fewest channels there can be: those of the tensors are checked with the tensors.
+    groups = options[-1]
+    return str(_core.layer(name, groups, groups, input_size, kernel_size, *options))
+
+
+def _constant(option: Any) -> Any:
+    """The same, hashable; a constant where the compiler would take a number for variable."""
+    if isinstance(option, (list, tuple)):
+        return tuple(map(_constant, option))
+    variable = torch.compiler.is_compiling() and isinstance(option, int)
+    return index(option) if variable and not isinstance(option, bool) else option
+
+
+def _spatial(name: str, w: Tensor) -> int:
+    if not isinstance(w, Tensor):
+        raise ArgumentTypeError.of(name, "w", "a torch.Tensor", f"a {type(w).__name__}")
+    if w.dim() not in (4, 6, 8):
+        raise ArgumentValueError.of(
+            name,
+            "w",
+            "4, 6 or 8 dimensions, (*out, C_out, C_in/groups, *kernel)",
+            f"shape {tuple(w.shape)}",
+        )
+    return int(w.dim() - 2) // 2

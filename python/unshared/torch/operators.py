@@ -1,0 +1,323 @@
+"""The three faces as operators of PyTorch, with derivatives of every order in both modes.
+
+``torch.ops.unshared.forward``, ``grad_input`` and ``grad_weight`` are bilinear, and the derivatives
+of each are the other two (`DERIVATIVE`): backward and jvp below call operators again, so all orders
+follow. `product` is the way in. It takes one of three paths, because no single one serves all of
+PyTorch: the operator itself for the compiler, `_Transformed` for torch.func, `_Eager` otherwise.
+
+Geometry travels as the text form of a Problem: an operator's arguments are two tensors, two strings
+and a number, which is what a call through PyTorch's dispatcher can afford.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unshared import Problem, _core
+from unshared.torch.private import below_autograd, dual_level, nested_jvp, transforms_active
+
+__all__ = ["FACES", "FORWARD", "GRAD_INPUT", "GRAD_WEIGHT", "casting", "order_of", "product"]
+
+FORWARD, GRAD_INPUT, GRAD_WEIGHT = range(3)
+FACES = {"forward": ("x", "w"), "grad_input": ("dy", "w"), "grad_weight": ("x", "dy")}
+
+# The derivative of a face with respect to its first and second operand: another face, and which of
+# its operands the cotangent is; the remaining operand is the other one.
+DERIVATIVE = (
+    ((GRAD_INPUT, 0), (GRAD_WEIGHT, 1)),
+    ((FORWARD, 0), (GRAD_WEIGHT, 0)),
+    ((GRAD_INPUT, 1), (FORWARD, 1)),
+)
+
+# Bits of `how`: all operands have a mapped leading extent; take the conjugate of an operand; and
+# for the core, that gradients are dealt with here.
+MAPPED, CONJUGATE, HANDLED = 1, (2, 4), 8
+
+
+def product(
+    face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
+) -> Tensor:
+    """Compute a face so that whatever PyTorch does to tensors works on the result.
+
+    Parameters
+    ----------
+    face : FORWARD, GRAD_INPUT or GRAD_WEIGHT
+    first, second : Tensor
+        Its operands, in the logical orders of `unshared.forward` and the others.
+    geometry : str
+        Text form of a Problem of the same spatial extents, options and groups; its batch, channels
+        and memory orders do not matter.
+    order : str
+        Memory order of the result, its dimensions as digits, slowest first; "" is row-major.
+    how : int
+        Sum of 1 (mapped), 2 (conjugate first), 4 (conjugate second).
+    """
+    if torch.compiler.is_compiling():
+        return _call(face, first, second, geometry, order, how)
+    if transforms_active():
+        if nested_jvp():
+            raise NotImplementedError(
+                "unshared.torch: torch.func.jvp within torch.func.jvp (or jacfwd) loses tangents "
+                "of functions defined in Python, inside PyTorch; use jvp of grad, or vjp of vjp"
+            )
+        return _Transformed.apply(face, first, second, geometry, order, how)
+    if casting(first):
+        return _call(face, first, second, geometry, order, how)
+    return _differentiable(face, first, second, geometry, order, how)
+
+
+def casting(tensor: Tensor) -> bool:
+    """Whether autocast is on for the device of a tensor."""
+    device = tensor.device.type
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
+def order_of(tensor: Tensor) -> str:
+    """Name the memory order of a tensor as `product` takes it."""
+    if tensor.is_contiguous():
+        return ""
+    dims = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return "".join(map(str, dims))
+
+
+# --- derivatives -------------------------------------------------------------------------------
+def _differentiable(face: int, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    if dual_level() or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
+        return _Eager.apply(face, first, second, *rest)
+    with below_autograd():
+        return _call(face, first, second, *rest)
+
+
+def _flags(how: int, of: int, complex_: bool, derivative: tuple[int, int]) -> int:
+    """The bits `how` of a derivative: PyTorch conjugates the operand that remains.
+
+    With flags f of the operand in question and g of the other, y = f(x) g(w): the gradient is
+    f(conj(g(w)) c), that is, c conjugated by f and w by "g, once more, and f".
+    """
+    if not complex_:
+        return how & MAPPED
+    seat = derivative[1]
+    f, g = how & CONJUGATE[of] != 0, how & CONJUGATE[1 - of] != 0
+    return (how & MAPPED) + f * CONJUGATE[seat] + (g == f) * CONJUGATE[1 - seat]
+
+
+class _Bilinear(torch.autograd.Function):
+    """The rule, for both kinds of Function below, which save `call` and the operands."""
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Any, ...]:
+        face, geometry, how = ctx.call
+        gradients: list[Tensor | None] = [None, None]
+        for of in (0, 1):
+            if cotangent is not None and ctx.needs_input_grad[1 + of]:
+                derivative = DERIVATIVE[face][of]
+                operands = [cotangent, ctx.saved_tensors[1 - of]]
+                if derivative[1] == 1:
+                    operands.reverse()
+                bits = _flags(how, of, cotangent.is_complex(), derivative)
+                gradients[of] = product(
+                    derivative[0], operands[0], operands[1], geometry, ctx.orders[of], bits
+                )
+        return None, *gradients, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, first_t: Tensor | None, second_t: Tensor | None, *rest: None) -> Any:
+        face, geometry, how = ctx.call
+        first, second = ctx.saved_tensors
+        tangents = [
+            product(face, one, other, geometry, ctx.order, how)
+            for one, other in ((first_t, second), (first, second_t))
+            if one is not None and other is not None
+        ]
+        return tangents[0] if len(tangents) == 1 else tangents[0] + tangents[1]
+
+
+class _Eager(_Bilinear):
+    """For tensors that record gradients or carry tangents; keeps only what a derivative needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad
+        ctx.save_for_backward(first if wanted[2] else None, second if wanted[1] else None)
+        if dual_level():
+            ctx.save_for_forward(first, second)
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.order = (face, geometry, how), order
+        ctx.orders = (order_of(first), order_of(second))
+        with below_autograd():
+            return _call(face, first, second, geometry, order, how)
+
+
+class _Transformed(_Bilinear):
+    """For the transforms of torch.func, which need contexts set up apart from the forward pass."""
+
+    @staticmethod
+    def forward(
+        face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
+    ) -> Tensor:
+        return _call(face, first, second, geometry, order, how)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        face, first, second, geometry, ctx.order, how = inputs
+        ctx.save_for_backward(first, second)
+        ctx.save_for_forward(first, second)
+        ctx.call = face, geometry, how
+        ctx.orders = (order_of(first), order_of(second))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], face: int, first: Tensor, second: Tensor, *rest: Any
+    ) -> tuple[Tensor, int]:
+        return _batched(face, in_dims[1:3], first, second, *rest)
+
+
+# --- vmap --------------------------------------------------------------------------------------
+def _batched(
+    face: int,
+    dims: tuple[int | None, int | None],
+    first: Tensor,
+    second: Tensor,
+    geometry: str,
+    order: str,
+    how: int,
+) -> tuple[Tensor, int]:
+    """One extent more, without a loop: into the batch where that is enough, else as an axis.
+
+    Only operands with a batch (x, y) are ever broadcast, never weights.
+    """
+    lead = how & MAPPED
+    if dims[1] is None and face != GRAD_WEIGHT and dims[0] is not None:
+        extent = first.shape[dims[0]]
+        folded = first.movedim(dims[0], lead).flatten(lead, lead + 1)
+        result = product(face, folded, second, geometry, order, how)
+        return result.unflatten(lead, (extent, result.shape[lead] // max(extent, 1))), lead
+    operands = [first, second]
+    extent = next(t.shape[d] for t, d in zip(operands, dims, strict=True) if d is not None)
+    for i, dim in enumerate(dims):
+        operand = operands[i]
+        operand = operand.expand(extent, *operand.shape) if dim is None else operand.movedim(dim, 0)
+        operands[i] = operand.flatten(0, 1) if lead else operand
+    if order and not lead:
+        order = "0" + "".join(str(int(digit) + 1) for digit in order)
+    result = product(face, operands[0], operands[1], geometry, order, how | MAPPED)
+    if lead:
+        result = result.unflatten(0, (extent, result.shape[0] // max(extent, 1)))
+    return result, 0
+
+
+# --- the operators themselves --------------------------------------------------------------------
+class Geometry(NamedTuple):
+    """What a result's shape follows from, besides the operands' own."""
+
+    problem: Problem
+    spatial: int
+    input_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    groups: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(geometry: str) -> Geometry:
+    problem = Problem(geometry)
+    x, w = problem.shape("x"), problem.shape("w")
+    spatial = len(x) - 2
+    return Geometry(problem, spatial, x[2:], w[spatial + 2 :], problem.groups)
+
+
+atexit.register(_read.cache_clear)  # PyTorch keeps operators, and so this, beyond the core's end
+
+
+def _shape(face: int, first: Tensor, second: Tensor, geometry: Geometry, how: int) -> list[Any]:
+    """The shape of a result, by operands that fit."""
+    lead, spatial = how & MAPPED, geometry.spatial
+    mapped, batch = list(first.shape[:lead]), list(first.shape[lead : lead + 1])
+    other = second.shape[lead:]
+    if face == FORWARD:
+        return [*mapped, *batch, other[spatial], *other[:spatial]]
+    if face == GRAD_INPUT:
+        return [*mapped, *batch, other[spatial + 1] * geometry.groups, *geometry.input_size]
+    channels = first.shape[lead + 1] // geometry.groups
+    return [*mapped, *other[2:], other[1], channels, *geometry.kernel_size]
+
+
+def _compute(
+    face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
+) -> Tensor:
+    """Call the core: on the CPU with PyTorch's number of threads, on CUDA on its current stream."""
+    result: Tensor = _core.apply(
+        face,
+        first,
+        second,
+        _read(geometry).problem,
+        order,
+        torch.get_num_threads(),
+        how | HANDLED,
+    )
+    return result
+
+
+def _fake(face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int) -> Tensor:
+    """A result without values, for meta and fake tensors."""
+    shape = _shape(face, first, second, _read(geometry), how)
+    physical = [int(digit) for digit in order] or list(range(len(shape)))
+    return torch.empty_permuted(shape, physical, dtype=first.dtype, device=first.device)
+
+
+def _autocast(device: str, face: int, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    """Casts both operands as autocast does: all floating-point numbers but double."""
+    dtype = torch.get_autocast_dtype(device)
+    eligible = (torch.float32, torch.float16, torch.bfloat16)
+    with torch.autocast(device, enabled=False):
+        return product(
+            face,
+            first.to(dtype) if first.dtype in eligible else first,
+            second.to(dtype) if second.dtype in eligible else second,
+            *rest,
+        )
+
+
+def _register() -> tuple[torch.library.Library, tuple[Any, ...]]:
+    library = torch.library.Library("unshared", "FRAGMENT")
+    operators = []
+    for face, (name, (first, second)) in enumerate(FACES.items()):
+        library.define(
+            f"{name}(Tensor {first}, Tensor {second}, str geometry, str order, int how) -> Tensor",
+            tags=(torch.Tag.pt2_compliant_tag,),
+        )
+        kernels: dict[str, Callable[..., Tensor]] = {
+            "CPU": _compute,
+            "CUDA": _compute,
+            "Autograd": _differentiable,
+            "AutocastCPU": functools.partial(_autocast, "cpu"),
+            "AutocastCUDA": functools.partial(_autocast, "cuda"),
+        }
+        for key, kernel in kernels.items():
+            library.impl(name, functools.partial(kernel, face), key)
+        library.impl(name, torch.library.fallthrough_kernel, "Conjugate")  # the core reads the bit
+        torch.library.register_fake(
+            f"unshared::{name}", functools.partial(_fake, face), lib=library
+        )
+        torch.library.register_vmap(
+            f"unshared::{name}",
+            lambda info, dims, *args, face=face: _batched(face, dims[:2], *args),
+            lib=library,
+        )
+        operators.append(getattr(torch.ops.unshared, name).default)
+    return library, tuple(operators)
+
+
+_LIBRARY, _OPERATORS = _register()
+
+
+def _call(face: int, *args: Any) -> Tensor:
+    result: Tensor = _OPERATORS[face](*args)
+    return result
