@@ -241,7 +241,7 @@ def convolve(
     groups: int = 1,
 ) -> jax.Array:
     """`conv_general_dilated_local`, for layers: with groups, and the name to give in an error."""
-    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    lhs, rhs = _array(lhs), _array(rhs)
     window = tuple(int(extent) for extent in filter_shape)
     dims = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     (_, _, *lhs_places), (out_at, fused, *places) = dims.lhs_spec, dims.rhs_spec
@@ -257,7 +257,7 @@ def convolve(
             dilated = [k * f - f + 1 for k, f in zip(kernel, d, strict=True)]
             pads = tuple(jax.lax.padtype_to_pads(spread, dilated, steps, "SAME_LOWER"))
     cropped = not isinstance(pads, str) and any(side < 0 for pair in pads for side in pair)
-    if groups == 1 and (lhs.dtype != rhs.dtype or str(lhs.dtype) not in _core.dtypes() or cropped):
+    if groups == 1 and (lhs.dtype != rhs.dtype or _name(lhs.dtype) not in _core.dtypes() or cropped):
         return jax.lax.conv_general_dilated_local(
             lhs, rhs, steps, padding, window, e, d, dims, precision
         )
@@ -266,7 +266,7 @@ def convolve(
     w_places, inputs = (rhs.shape[axis] for axis in places), rhs.shape[fused]
     w_shape = (*w_places, rhs.shape[out_at], inputs // taps, *kernel)
     problem = _core.make_problem(
-        0, x_shape, str(lhs.dtype), w_shape, str(rhs.dtype), None, steps, pads, d, e, groups
+        0, x_shape, _name(lhs.dtype), w_shape, _name(rhs.dtype), None, steps, pads, d, e, groups
     )
     if inputs % taps != 0:
         raise unshared.ArgumentValueError(
@@ -342,17 +342,24 @@ def _call(
     input_dilation: object,
     groups: object,
 ) -> jax.Array:
-    first, second = jnp.asarray(first), jnp.asarray(second)
+    first, second = _array(first), _array(second)
     for array in (first, second):
         if not all(isinstance(extent, int) for extent in array.shape):
             raise unshared.UnsupportedError(
                 f"unshared.{face}: expected shapes that are numbers, found {array.shape}"
             )
     problem = _core.make_problem(
-        FACES.index(face), first.shape, str(first.dtype), second.shape, str(second.dtype),
+        FACES.index(face), first.shape, _name(first.dtype), second.shape, _name(second.dtype),
         size, stride, padding, dilation, input_dilation, groups,
     )  # fmt: skip
     return cast(jax.Array, _bind(face, first, second, Geometry(problem)))
+
+
+_name = functools.cache(str)  # of a dtype: NumPy composes it anew each time
+
+
+def _array(value: Any) -> Any:
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
 def _bind(face: str, first: Any, second: Any, geometry: Geometry) -> Any:
