@@ -44,8 +44,9 @@ const Problem& parsed(std::string_view text) {
   constexpr std::size_t kept = 64;
   thread_local Entry entries[kept];
   Entry& entry = entries[std::hash<std::string_view>{}(text) % kept];
-  if (entry.text != text) {
-    entry.problem = parse_problem(text);  // may throw: the entry stays whole
+  if (entry.text != text || text.empty()) {
+    entry.text.clear();  // what follows may throw
+    entry.problem = parse_problem(text);
     entry.text = text;
   }
   return entry.problem;
@@ -62,11 +63,14 @@ void check_size(const Problem& problem, Face face, Seat seat, const ffi::AnyBuff
     last += layout.stride[d] * (layout.shape[d] - 1);
     elements *= layout.shape[d];
   }
+  const std::int64_t expected = elements == 0 ? 0 : last + 1;
   const auto found = static_cast<std::int64_t>(buffer.element_count());
-  if (below || (elements != 0 && last >= found))
+  const bool whole =
+      seat != result_of(face) || elements == found;  // a result is written throughout
+  if (below || !whole || found != expected)
     throw Error(Error::Kind::value, name_of(face), argument_of(face, seat),
-                "a buffer of at least " + std::to_string(last + 1) + " elements, as '" +
-                    to_string(problem) + "' says",
+                "a buffer of " + std::to_string(expected) + " elements, as '" + to_string(problem) +
+                    "' says",
                 std::to_string(found) + " elements");
 }
 

@@ -308,6 +308,16 @@ def test_eager_call_is_compiled_once(
         assert_same_bits(np.asarray(got), library("forward", case, np.asarray(x), np.asarray(w)))
 
 
+@pytest.mark.transformation("disable_jit, debug_nans", "supported")
+def test_debugging_modes(rng: np.random.Generator) -> None:
+    x, w = operands("forward", CASE, rng)
+    with jax.disable_jit():
+        got = jax.jit(functools.partial(jaxes, "forward", CASE))(x, w)
+    assert_same_bits(np.asarray(got), library("forward", CASE, x, w))
+    with jax.debug_nans(True), pytest.raises(FloatingPointError):
+        jaxes("forward", CASE, np.full_like(x, np.nan), w)
+
+
 def test_sizes_of_zero(face: str) -> None:
     """A vmap over nothing, and gradients of an empty batch."""
     arrays = [np.ones((0, *CASE.shape(seat))) for seat in OPERANDS[face]]

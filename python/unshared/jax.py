@@ -470,8 +470,9 @@ def register() -> None:
     """
     built = unshared.build_info()["xla_ffi"]
     header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
-    found = dict(re.findall(r"define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header.read_text()))
-    there = (int(found["MAJOR"]), int(found["MINOR"]))
+    text = header.read_text() if header.exists() else ""  # if not: the oldest, to be safe
+    found = dict(re.findall(r"define XLA_FFI_API_(MAJOR|MINOR) (\d+)", text))
+    there = (int(found.get("MAJOR", 0)), int(found.get("MINOR", 1)))
     if built is None or tuple(map(int, built.split("."))) > there:  # registering would break JAX
         raise unshared.UnsupportedError(
             f"unshared.jax: expected a jaxlib with XLA FFI {built} or newer, which this build of "
@@ -558,7 +559,13 @@ def _reference_one(face: str, geometry: Geometry, first: Any, second: Any) -> An
 def _primitive(face: str) -> Any:
     seats = _SEATS[face]
     primitive = jax.extend.core.Primitive(f"unshared_{face}")
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames="geometry"))
+    compiled = jax.jit(primitive.bind, static_argnames="geometry")
+
+    def eager(first: Any, second: Any, *, geometry: Geometry) -> Any:
+        with jax.disable_jit(False):  # or it would come back here
+            return compiled(first, second, geometry=geometry)
+
+    primitive.def_impl(eager)
     primitive.def_abstract_eval(functools.partial(_abstract, face))
     rules: list[Callable[..., Any]] = [
         functools.partial(_transposed, face, seat) for seat in seats[:2]
