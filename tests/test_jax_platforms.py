@@ -22,7 +22,7 @@ from jax import export  # noqa: E402
 
 import unshared.jax as adapter  # noqa: E402
 
-CASE = parse("n3 a2>b4 g2 i5x4 k2x3 s2x1 p1")
+CASE = parse("n3 a4>b6 g2 i5x4 k2x3 s2x1 p1")
 LINES = [CASE, parse("n2 a3>b2 i7 k3 d2 e2 p1:2"), parse("n2 a1>b3 g1 i3x4x3 k2x2x1")]
 CHECKS = [export.DisabledSafetyCheck.custom_call(name) for name in adapter.TARGETS]
 
@@ -56,7 +56,7 @@ def test_cuda_with_kernels(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASE.with_(n=4)
     arrays = [np.ones(case.shape(seat), np.float32) for seat in OPERANDS[face]]
     text = lowered(lambda a, b: jaxes(face, case, a, b), *arrays, platform="cuda")
-    assert f"@unshared_{face}(" in text and "n4 a2>b4 g2 i5x4" in text
+    assert f"@unshared_{face}(" in text and "n4 a4>b6 g2 i5x4" in text
 
 
 def test_handlers_of_both_platforms() -> None:
