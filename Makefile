@@ -4,6 +4,7 @@
 PYTHON     ?= python3
 VENV       ?= .venv
 FRAMEWORKS ?= yes
+TORCH_OLDEST := torch==2.6.0
 
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet
@@ -14,8 +15,8 @@ wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(
              sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))), sep="\n")' $(1))
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
 export PATH := $(abspath $(VENV)/bin):$(PATH)
-.PHONY: help demo test test-cpp test-python test-slow test-jax-oldest test-jax-latest matrix \
-        jax-tests test-neon defects sanitize gpu-test bench \
+.PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon defects sanitize gpu-test bench \
+        test-jax-oldest test-jax-latest jax-tests \
         example lint format wheel clean doctest frameworks
 
 # Builds one preset and runs its C++ tests.
@@ -44,6 +45,11 @@ test-python: $(VENV)/installed $(VENV)/with-test frameworks  ## install the pack
 
 test-slow: $(VENV)/installed $(VENV)/with-test frameworks  ## the Python tests that take minutes
 	$(PY) -m pytest -m slow $(PYTEST)
+
+test-torch-oldest:  ## the PyTorch tests with the oldest one supported: gigabytes, PyPI's bring CUDA
+	$(MAKE) VENV=.venv-torch-oldest .venv-torch-oldest/installed .venv-torch-oldest/with-test
+	.venv-torch-oldest/bin/python -m pip install --quiet $(TORCH_OLDEST)
+	.venv-torch-oldest/bin/python -m pytest tests/test_torch_*.py $(PYTEST)
 
 test-jax-oldest:  ## the tests of unshared.jax with the oldest jax that is supported
 	$(MAKE) VENV=build/jax-oldest JAX="jax==0.6.2 jaxlib==0.6.2" jax-tests

@@ -395,6 +395,8 @@ class Maker {
     std::iota(order.begin(), order.end(), 0);
     if (given_.sizes) {
       // nothing to go by: logical order
+    } else if (seat == result_of(face_) && given_.result_order) {
+      read_order(order);
     } else if (seat == Seat::w) {
       const int out_channels = lead_ + spatial_;
       order.erase(order.begin() + out_channels);
@@ -413,6 +415,16 @@ class Maker {
         order[static_cast<std::size_t>(telling[i])] = sorted[i];
     }
     return dense(layout, order);
+  }
+
+  void read_order(std::vector<int>& order) const {
+    const std::string& digits = *given_.result_order;
+    if (digits.empty()) return;
+    std::vector<int> read;
+    for (char digit : digits) read.push_back(digit - '0');
+    if (!std::is_permutation(read.begin(), read.end(), order.begin(), order.end()))
+      fail("order", "each dimension of the result once, as a digit", "'" + digits + "'");
+    order = std::move(read);
   }
 
   // Strides that cannot matter become 0; all offsets and byte sizes must fit in 64 bits; a result

@@ -165,6 +165,8 @@ struct Arguments {
   Face face = Face::forward;
   std::string operation;  // who is calling, for errors; empty: the face
   std::optional<Layout> x, w, y;
+  std::optional<std::string>
+      result_order;  // its dimensions as digits, slowest first; "": row-major
   std::optional<Sizes> sizes;
   std::optional<Extents> input_size;  // grad_input: spatial extents of x
   std::optional<Extents> kernel_size;  // grad_weight: extents of the kernel

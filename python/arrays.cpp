@@ -168,7 +168,8 @@ void Array::settle_torch(Gradients gradients) {
       refuse("one with a forward-mode tangent");
   }
 
-  if (object_.attr("is_neg")().ptr() != Py_False) {
+  // Adapters stand behind PyTorch's dispatcher, which lets no lazy negation through.
+  if (gradients == Gradients::refuse && object_.attr("is_neg")().ptr() != Py_False) {
     replacement_ = object_.attr("resolve_neg")();
     copied_ = true;
   }
@@ -410,7 +411,6 @@ nb::object tuple_of(int count, Number number) {
 nb::object make_tensor(const Array& like, const Layout& layout, const Order& order) {
   const nb::object shape = tuple_of(layout.rank, [&](int d) { return layout.shape[d]; });
   try {
-    if (order.logical) return like.object().attr("new_empty")(shape);
     const Layout dense = ordered(layout, order.dims);
     return like.object().attr("new_empty_strided")(
         shape, tuple_of(layout.rank, [&](int d) { return dense.stride[d]; }));

@@ -60,11 +60,8 @@ class Job {
       : Job(face, first, second, options.out, how) {
     read_options(options);
     read_arrays();
+    if (first_.library() == Library::jax) arguments_.result_order = "";  // they have no other order
     problem_ = make_problem(arguments_);
-    if (first_.library() == Library::jax && !out_) {  // its arrays have no other order
-      layout_of(result_of(face_)) = row_major(problem_.layout(result_of(face_)));
-      problem_ = make_problem(arguments_);
-    }
   }
 
   // As adapters state it: the options are those of another problem, and the memory order of the
@@ -74,9 +71,8 @@ class Job {
       : Job(face, first, second, nb::none(), how) {
     copy_options(options);
     call_.threads = threads(where("num_threads"), num_threads);
+    arguments_.result_order = order;
     read_arrays();
-    problem_ = make_problem(arguments_);
-    layout_of(result_of(face_)) = in_order(problem_.layout(result_of(face_)), order);
     problem_ = make_problem(arguments_);
   }
 
@@ -183,20 +179,6 @@ class Job {
     arguments_.dilation = all(&Axis::dilation);
     arguments_.input_dilation = all(&Axis::input_dilation);
     arguments_.groups = from.groups();
-  }
-
-  // The digits of `order` are the dimensions, slowest first; none: as they come.
-  static Layout in_order(const Layout& layout, const std::string& order) {
-    if (order.empty()) return row_major(layout);
-    int dims[max_dims] = {};
-    unsigned seen = 0;
-    for (std::size_t i = 0; i < order.size() && i < max_dims; ++i) {
-      dims[i] = order[i] - '0';
-      if (dims[i] >= 0 && dims[i] < layout.rank) seen |= 1u << dims[i];
-    }
-    if (static_cast<int>(order.size()) != layout.rank || seen != (1u << layout.rank) - 1)
-      throw nb::value_error("order must name each dimension once");
-    return ordered(layout, dims);
   }
 
   void read_arrays() {

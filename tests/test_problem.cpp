@@ -185,6 +185,84 @@ TEST_CASE(
         Layout{6, {5, 5, 8, 3, 2, 3}, {720, 144, 1, 48, 24, 8}});
 }
 
+TEST_CASE("a result takes the memory order that is asked for") {
+  Arguments a = forward_of(layout({2, 3, 6, 7}), layout({5, 5, 8, 3, 2, 3}));
+  a.result_order = "0231";
+  CHECK(make_problem(a).layout(Seat::y) == Layout{4, {2, 8, 5, 5}, {200, 1, 40, 8}});
+  a.x = {4, {2, 3, 6, 7}, {126, 1, 21, 3}};
+  a.result_order = "";  // row-major, whatever x is
+  CHECK(make_problem(a).layout(Seat::y) == layout({2, 8, 5, 5}));
+  for (const char* bad : {"023", "0230", "0239", "01234", "x231"}) {
+    a.result_order = bad;
+    CHECK(refusal(a) == "order");
+  }
+}
+
+TEST_CASE("a layer without tensors: sizes, and those of a transposed one") {
+  Arguments a;
+  a.operation = "Layer";
+  a.sizes = {6, 4};
+  a.input_size = each({9, 8});
+  a.kernel_size = each({3, 2});
+  a.stride = each({2, 1});
+  a.groups = 2;
+  const Problem p = make_problem(a);
+  CHECK(p.layout(Seat::x) == parse_problem("n1 a6>b4 g2 i9x8 k3x2 s2x1").layout(Seat::x));
+  CHECK(p == parse_problem("n1 a6>b4 g2 i9x8 k3x2 s2x1"));
+
+  const auto with = [&](auto change) {
+    Arguments changed = a;
+    change(changed);
+    try {
+      make_problem(changed);
+    } catch (const Error& error) {
+      CHECK(error.operation == "Layer");
+      return error.argument;
+    }
+    return std::string("accepted");
+  };
+  CHECK(with([](Arguments& b) { b.sizes->in_channels = 5; }) == "groups");
+  CHECK(with([](Arguments& b) { b.sizes->out_channels = -2; }) == "out_channels");
+  CHECK(with([](Arguments& b) { b.input_size = each({9, 8, 7, 6}); }) == "input_size");
+  CHECK(with([](Arguments& b) { b.input_size = each({9, -1}); }) == "input_size");
+  CHECK(with([](Arguments& b) { b.kernel_size = each({3}); }) == "kernel_size");
+  CHECK(with([](Arguments& b) { b.kernel_size = each({10, 2}); }) == "kernel_size");
+  CHECK(with([](Arguments& b) { b.output_padding = each({1, 1}); }) == "output_padding");
+  CHECK(with([](Arguments& b) { b.output_padding = each({1, 0}); }) == "accepted");
+  CHECK(with([](Arguments& b) {
+          b.output_padding = each({1, 0});
+          b.padding.rule = Padding::Rule::same;
+        }) == "padding");
+  CHECK(with([](Arguments& b) {
+          b.output_padding = each({1, 0});
+          b.padding.low = Extents::all(20);
+        }) == "padding");
+
+  // The extents of x are the least that the taps of all places reach, and output_padding more.
+  a.groups = 1;
+  for (std::int64_t size : {1, 2, 5})
+    for (std::int64_t kernel : {1, 2, 4})
+      for (std::int64_t stride : {1, 2, 3})
+        for (std::int64_t dilation : {1, 2})
+          for (std::int64_t padding : {0, 1})
+            for (std::int64_t more = 0; more < stride; ++more) {
+              a.input_size = each({size});
+              a.kernel_size = each({kernel});
+              a.stride = each({stride});
+              a.dilation = each({dilation});
+              a.padding.low = a.padding.high = each({padding});
+              a.output_padding = each({more});
+              const std::int64_t last = (size - 1) * stride + (kernel - 1) * dilation;
+              const std::int64_t extent = last + 1 - 2 * padding + more;
+              if (extent < 1) continue;
+              const Problem t = make_problem(a);
+              CHECK(t.spatial_axis(0).input == extent);
+              CHECK(t.spatial_axis(0).output == size);
+              CHECK(t.in_channels == 4);  // of x, which is the result
+              CHECK(t.out_channels == 6);
+            }
+}
+
 TEST_CASE("padding rules") {
   Arguments a = forward_of(layout({1, 1, 7, 8}), layout({4, 4, 1, 1, 3, 2}));
   a.stride = Extents::all(2);

@@ -71,9 +71,7 @@ def locally_connected(
     name = "locally_connected"
     spatial = _spatial(name, w)
     x, unbatched = batched(name, x, spatial)
-    geometry = geometry_of(
-        name, x.shape[2:], w.shape[spatial + 2 :], stride, padding, None, dilation, groups
-    )
+    geometry = _geometry(name, x.shape, w.shape, stride, padding, None, dilation, groups)
     y = with_bias(name, product(FORWARD, x, w, geometry, order_of(x)), bias)
     return y[0] if unbatched else y
 
@@ -124,9 +122,7 @@ def locally_connected_transpose(
     name = "locally_connected_transpose"
     spatial = _spatial(name, w)
     x, unbatched = batched(name, x, spatial)
-    geometry = geometry_of(
-        name, x.shape[2:], w.shape[spatial + 2 :], stride, padding, output_padding, dilation, groups
-    )
+    geometry = _geometry(name, x.shape, w.shape, stride, padding, output_padding, dilation, groups)
     y = with_bias(name, product(GRAD_INPUT, x, w, geometry, order_of(x)), bias)
     return y[0] if unbatched else y
 
@@ -136,9 +132,10 @@ def batched(name: str, x: Tensor, spatial: int) -> tuple[Tensor, bool]:
     """Give x a batch if it has none, and tell whether that was so."""
     if not isinstance(x, Tensor):
         raise ArgumentTypeError.of(name, "x", "a torch.Tensor", f"a {type(x).__name__}")
-    if x.dim() == spatial + 1:
+    rank = x.dim()
+    if rank == spatial + 1:
         return x.unsqueeze(0), True
-    if x.dim() != spatial + 2:
+    if rank != spatial + 2:
         raise ArgumentValueError.of(
             name,
             "x",
@@ -171,33 +168,33 @@ def with_bias(name: str, y: Tensor, bias: Tensor | None) -> Tensor:
     return y.add_(bias) if plain(y) and not torch.compiler.is_compiling() else y + bias
 
 
-def geometry_of(
-    name: str,
-    input_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Extents,
-    padding: Padding,
-    output_padding: Extents | None,
-    dilation: Extents,
-    groups: int,
-) -> str:
-    """The geometry of a layer, or with output_padding of a transposed one, as operators take it."""
-    sizes = tuple(map(index, input_size)), tuple(map(index, kernel_size))
-    options = map(_constant, (stride, padding, output_padding, dilation, groups))
-    geometry: str = _geometry(name, *sizes, *options)
-    return geometry
+# --- geometry ------------------------------------------------------------------------------------
+def _geometry(name: str, x: Sequence[int], w: Sequence[int], *options: Any) -> str:
+    """The geometry of a layer for tensors of these shapes, as operators take it.
+
+    `options` are stride, padding, output_padding (None: not transposed), dilation, groups.
+    """
+    if not torch.compiler.is_compiling():
+        try:
+            return _kept_geometry(name, x, w, *options)
+        except TypeError:  # lists, or an error, which comes again
+            pass
+    constant: str = _constant_geometry(
+        name, tuple(map(index, x[2:])), tuple(map(index, w)), *map(_constant, options)
+    )
+    return constant
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # the compiler cannot look into the core, nor need it
-def _geometry(*key: Any) -> str:
-    return _kept_geometry(*key)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_geometry(name: str, input_size: Any, w: Any, *options: Any) -> str:
+    return _kept_geometry(name, (1, 1, *input_size), w, *options)  # the core cannot be traced
 
 
 @functools.lru_cache(maxsize=4096, typed=True)
-def _kept_geometry(name: str, input_size: Any, kernel_size: Any, *options: Any) -> str:
+def _kept_geometry(name: str, x: Any, w: Any, *options: Any) -> str:
     # The fewest channels there can be: those of the tensors are checked with the tensors.
     groups = options[-1]
-    return str(_core.layer(name, groups, groups, input_size, kernel_size, *options))
+    return str(_core.layer(name, groups, groups, x[2:], w[len(w) // 2 + 1 :], *options))
 
 
 def _constant(option: Any) -> Any:
@@ -211,11 +208,12 @@ def _constant(option: Any) -> Any:
 def _spatial(name: str, w: Tensor) -> int:
     if not isinstance(w, Tensor):
         raise ArgumentTypeError.of(name, "w", "a torch.Tensor", f"a {type(w).__name__}")
-    if w.dim() not in (4, 6, 8):
+    spatial = {4: 1, 6: 2, 8: 3}.get(w.dim())
+    if spatial is None:
         raise ArgumentValueError.of(
             name,
             "w",
             "4, 6 or 8 dimensions, (*out, C_out, C_in/groups, *kernel)",
             f"shape {tuple(w.shape)}",
         )
-    return int(w.dim() - 2) // 2
+    return spatial

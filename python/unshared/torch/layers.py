@@ -76,6 +76,7 @@ class _Layer(nn.Module):
             self._pad = [side for sides in reversed(problem.padding) for side in sides]
             grown = (n + sum(p) for n, p in zip(self.input_size, problem.padding, strict=True))
             problem = self._problem(tuple(grown), 0)
+        self._sample = (self.in_channels, *self.input_size)
         self._geometry = str(problem)
         self._fan_in = self._terms(problem)
         self.output_size = problem.shape("y" if self.face == FORWARD else "x")[2:]
@@ -114,8 +115,8 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         name = type(self).__name__
         x, unbatched = batched(name, x, self.spatial)
-        if tuple(x.shape[1:]) != (self.in_channels, *self.input_size):
-            sizes = ", ".join(map(str, (self.in_channels, *self.input_size)))
+        if x.shape[1:] != self._sample:
+            sizes = ", ".join(map(str, self._sample))
             self._fail(
                 "x",
                 f"shape (N, {sizes}) or ({sizes}), in_channels and the input_size this layer was "

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from unshared import Problem, _core
-from unshared.torch.private import below_autograd, dual_level, nested_jvp, transforms_active
+from unshared.torch.private import (
+    below_autograd,
+    dual_level,
+    nested_jvp,
+    transforms_active,
+    without_overload,
+)
 
 __all__ = ["FACES", "FORWARD", "GRAD_INPUT", "GRAD_WEIGHT", "casting", "order_of", "product"]
 
@@ -60,6 +66,8 @@ def product(
     """
     if torch.compiler.is_compiling():
         return _call(face, first, second, geometry, order, how)
+    # What has its default need not cross PyTorch's dispatcher, where every argument costs.
+    rest = (geometry, order, how) if order or how else (geometry,)
     if transforms_active():
         if nested_jvp():
             raise NotImplementedError(
@@ -68,14 +76,13 @@ def product(
             )
         return _Transformed.apply(face, first, second, geometry, order, how)
     if casting(first):
-        return _call(face, first, second, geometry, order, how)
-    return _differentiable(face, first, second, geometry, order, how)
+        return _call(face, first, second, *rest)
+    return _differentiable(face, first, second, *rest)
 
 
 def casting(tensor: Tensor) -> bool:
     """Whether autocast is on for the device of a tensor."""
-    device = tensor.device.type
-    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return bool(torch.is_autocast_enabled("cpu" if tensor.is_cpu else "cuda"))
 
 
 def order_of(tensor: Tensor) -> str:
@@ -91,7 +98,7 @@ def _differentiable(face: int, first: Tensor, second: Tensor, *rest: Any) -> Ten
     if dual_level() or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
         return _Eager.apply(face, first, second, *rest)
     with below_autograd():
-        return _call(face, first, second, *rest)
+        return _EAGER[face](first, second, *rest)
 
 
 def _flags(how: int, of: int, complex_: bool, derivative: tuple[int, int]) -> int:
@@ -124,7 +131,7 @@ class _Bilinear(torch.autograd.Function):
                 gradients[of] = product(
                     derivative[0], operands[0], operands[1], geometry, ctx.orders[of], bits
                 )
-        return None, *gradients, None, None, None
+        return None, *gradients, *[None] * (len(ctx.needs_input_grad) - 3)
 
     @staticmethod
     def jvp(ctx: Any, _: None, first_t: Tensor | None, second_t: Tensor | None, *rest: None) -> Any:
@@ -143,7 +150,13 @@ class _Eager(_Bilinear):
 
     @staticmethod
     def forward(
-        ctx: Any, face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
+        ctx: Any,
+        face: int,
+        first: Tensor,
+        second: Tensor,
+        geometry: str,
+        order: str = "",
+        how: int = 0,
     ) -> Tensor:
         wanted = ctx.needs_input_grad
         ctx.save_for_backward(first if wanted[2] else None, second if wanted[1] else None)
@@ -152,8 +165,9 @@ class _Eager(_Bilinear):
         ctx.set_materialize_grads(False)
         ctx.call, ctx.order = (face, geometry, how), order
         ctx.orders = (order_of(first), order_of(second))
+        rest = (geometry, order, how) if order or how else (geometry,)
         with below_autograd():
-            return _call(face, first, second, geometry, order, how)
+            return _EAGER[face](first, second, *rest)
 
 
 class _Transformed(_Bilinear):
@@ -187,8 +201,8 @@ def _batched(
     first: Tensor,
     second: Tensor,
     geometry: str,
-    order: str,
-    how: int,
+    order: str = "",
+    how: int = 0,
 ) -> tuple[Tensor, int]:
     """One extent more, without a loop: into the batch where that is enough, else as an axis.
 
@@ -250,7 +264,7 @@ def _shape(face: int, first: Tensor, second: Tensor, geometry: Geometry, how: in
 
 
 def _compute(
-    face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int
+    face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
 ) -> Tensor:
     """Call the core: on the CPU with PyTorch's number of threads, on CUDA on its current stream."""
     result: Tensor = _core.apply(
@@ -265,7 +279,9 @@ def _compute(
     return result
 
 
-def _fake(face: int, first: Tensor, second: Tensor, geometry: str, order: str, how: int) -> Tensor:
+def _fake(
+    face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
+) -> Tensor:
     """A result without values, for meta and fake tensors."""
     shape = _shape(face, first, second, _read(geometry), how)
     physical = [int(digit) for digit in order] or list(range(len(shape)))
@@ -290,7 +306,8 @@ def _register() -> tuple[torch.library.Library, tuple[Any, ...]]:
     operators = []
     for face, (name, (first, second)) in enumerate(FACES.items()):
         library.define(
-            f"{name}(Tensor {first}, Tensor {second}, str geometry, str order, int how) -> Tensor",
+            f"{name}(Tensor {first}, Tensor {second}, str geometry, str order='', int how=0) "
+            "-> Tensor",
             tags=(torch.Tag.pt2_compliant_tag,),
         )
         kernels: dict[str, Callable[..., Tensor]] = {
@@ -316,6 +333,7 @@ def _register() -> tuple[torch.library.Library, tuple[Any, ...]]:
 
 
 _LIBRARY, _OPERATORS = _register()
+_EAGER = tuple(map(without_overload, _OPERATORS))
 
 
 def _call(face: int, *args: Any) -> Tensor:
