@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import unshared.jax
 
 
-
 def microseconds(function: Callable[..., Any], *arrays: Any, repeats: int = 2001) -> float:
     """Median time of one call, the first runs left out."""
     times = []

@@ -25,7 +25,6 @@ SMALL = {"stage 1, cut down": (28, 32, 8), "stage 4, cut down": (7, 128, 8)}
 def train(kind: str, size: int, channels: int, batch: int, steps: int) -> dict[str, Any]:
     import flax.linen as nn
     import jax
-    import jax.numpy as jnp
 
     import unshared.linen
 

@@ -20,7 +20,7 @@ from jax.experimental.custom_partitioning import custom_partitioning  # noqa: E4
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 import unshared.jax as adapter  # noqa: E402
-from unshared import _partition  # noqa: E402
+from unshared import _core, _partition  # noqa: E402
 
 P = PartitionSpec
 CASE = parse("n8 a4>b8 i9x8 k3x3")
@@ -167,6 +167,18 @@ def test_shard_map(data: Any) -> None:
 
     inside = jax.shard_map(jax.grad(loss, argnums=1), out_specs=P(), **specs)
     np.testing.assert_array_equal(jax.jit(inside)(x, w), gradients(x, w)[1])
+
+
+def test_shard_map_on_platforms_without_kernels(data: Any) -> None:
+    """The fallback is traced inside the manual region, where types say what varies."""
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",))
+    x, w = data
+    specs = {"mesh": mesh, "in_specs": (P("d"), P()), "out_specs": (P("d"), P())}
+    both = jax.jit(jax.shard_map(jax.grad(loss, argnums=(0, 1)), **specs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_core, "xla_handlers", None)  # nothing may ask for them
+        text = both.trace(x, w).lower(lowering_platforms=("tpu",)).as_text()
+    assert "unshared_" not in text and "all_reduce" in text
 
 
 @pytest.mark.transformation("pmap", "supported")

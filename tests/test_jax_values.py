@@ -223,6 +223,9 @@ def test_nonfinite() -> None:
     assert np.isnan(jax.lax.conv_general_dilated_local(*arguments)[0, 0, 0])
     seen = adapter.conv_general_dilated_local(lhs.at[0, 0, 0].set(jnp.nan), *arguments[1:])
     np.testing.assert_array_equal(np.isnan(seen[0, 0]), [True, True, False])
+    arguments = (lhs.at[0, 0, 0].set(jnp.inf), jnp.ones((1, 3, 1)), (1,), "VALID", (3,))
+    assert np.isposinf(adapter.conv_general_dilated_local(*arguments)[0, 0, 0])
+    assert np.isnan(jax.lax.conv_general_dilated_local(*arguments)[0, 0, 0])
 
 
 def test_one_hot_weights_pick_an_element() -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, SupportsIndex, cast
 import jax
 import jax.extend
 import jax.numpy as jnp
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import NamedSharding, PartitionSpec
 
 import unshared
@@ -204,9 +204,8 @@ def conv_general_dilated_local(
     Notes
     -----
     Taps in the padding are left out, not multiplied by zero: jax.lax makes NaN of an infinite or
-    NaN weight there (0 * inf), this function does not. Inside `lhs` it is the other way round: a
-    NaN or infinity is felt by the windows that see it, while the patches of jax.lax spread it over
-    every tap of those windows.
+    NaN weight there (0 * inf), this function does not. Within `lhs` nothing is left out, and an
+    infinity remains one, of which jax.lax, multiplying patches with zeros, makes NaN.
 
     What the kernels do not do goes to jax.lax: integers, operands of two dtypes, negative padding.
 
@@ -257,7 +256,9 @@ def convolve(
             dilated = [k * f - f + 1 for k, f in zip(kernel, d, strict=True)]
             pads = tuple(jax.lax.padtype_to_pads(spread, dilated, steps, "SAME_LOWER"))
     cropped = not isinstance(pads, str) and any(side < 0 for pair in pads for side in pair)
-    if groups == 1 and (lhs.dtype != rhs.dtype or _name(lhs.dtype) not in _core.dtypes() or cropped):
+    if groups == 1 and (
+        lhs.dtype != rhs.dtype or _name(lhs.dtype) not in _core.dtypes() or cropped
+    ):
         return jax.lax.conv_general_dilated_local(
             lhs, rhs, steps, padding, window, e, d, dims, precision
         )
@@ -550,22 +551,17 @@ def _reference_one(face: str, geometry: Geometry, first: Any, second: Any) -> An
     if face == "forward":
         return forward_of(first, second)
     seat = _SEATS[face][2]
-    empty = jax.ShapeDtypeStruct(geometry.shape(seat)[geometry.lead(seat) :], first.dtype)
+    zero = jnp.zeros(geometry.shape(seat)[geometry.lead(seat) :], first.dtype)
+    zero = _vary(zero, _varying(jax.typeof(first)))
     if face == "grad_input":
-        return jax.linear_transpose(lambda x: forward_of(x, second), empty)(first)[0]
-    return jax.linear_transpose(lambda w: forward_of(first, w), empty)(second)[0]
+        return jax.vjp(lambda x: forward_of(x, second), zero)[1](first)[0]
+    return jax.vjp(lambda w: forward_of(first, w), zero)[1](second)[0]
 
 
 def _primitive(face: str) -> Any:
     seats = _SEATS[face]
     primitive = jax.extend.core.Primitive(f"unshared_{face}")
-    compiled = jax.jit(primitive.bind, static_argnames="geometry")
-
-    def eager(first: Any, second: Any, *, geometry: Geometry) -> Any:
-        with jax.disable_jit(False):  # or it would come back here
-            return compiled(first, second, geometry=geometry)
-
-    primitive.def_impl(eager)
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(functools.partial(_abstract, face))
     rules: list[Callable[..., Any]] = [
         functools.partial(_transposed, face, seat) for seat in seats[:2]
