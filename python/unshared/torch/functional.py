@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from unshared import _core
-from unshared.errors import ArgumentTypeError, ArgumentValueError
+from unshared.errors import ArgumentTypeError, ArgumentValueError, Error
 from unshared.torch.operators import FORWARD, GRAD_INPUT, casting, order_of, product
-from unshared.torch.private import plain
+from unshared.torch.private import constant_when_compiled, plain
 
 __all__ = ["locally_connected", "locally_connected_transpose"]
 
@@ -165,6 +165,10 @@ def with_bias(name: str, y: Tensor, bias: Tensor | None) -> Tensor:
         if not casting(y):
             raise ArgumentTypeError.of(name, "bias", f"dtype {y.dtype}", f"dtype {bias.dtype}")
         bias = bias.to(y.dtype)
+    if bias.device != y.device:
+        raise ArgumentValueError.of(
+            name, "bias", f"one on {y.device}, as x is", f"one on {bias.device}"
+        )
     return y.add_(bias) if plain(y) and not torch.compiler.is_compiling() else y + bias
 
 
@@ -185,7 +189,7 @@ def _geometry(name: str, x: Sequence[int], w: Sequence[int], *options: Any) -> s
     return constant
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _constant_geometry(name: str, input_size: Any, w: Any, *options: Any) -> str:
     return _kept_geometry(name, (1, 1, *input_size), w, *options)  # the core cannot be traced
 
@@ -194,7 +198,13 @@ def _constant_geometry(name: str, input_size: Any, w: Any, *options: Any) -> str
 def _kept_geometry(name: str, x: Any, w: Any, *options: Any) -> str:
     # The fewest channels there can be: those of the tensors are checked with the tensors.
     groups = options[-1]
-    return str(_core.layer(name, groups, groups, x[2:], w[len(w) // 2 + 1 :], *options))
+    kernel_size = w[len(w) // 2 + 1 :]
+    try:
+        return str(_core.layer(name, groups, groups, x[2:], kernel_size, *options))
+    except Error as error:
+        if error.argument != "in_channels":
+            raise
+    return str(_core.layer(name, 1, 1, x[2:], kernel_size, *options))  # blames the groups
 
 
 def _constant(option: Any) -> Any:

@@ -121,7 +121,7 @@ class _Layer(nn.Module):
                 "x",
                 f"shape (N, {sizes}) or ({sizes}), in_channels and the input_size this layer was "
                 "built for: its weights are those of places",
-                f"shape {tuple(x.shape)}",
+                f"shape {tuple(x.shape[1:] if unbatched else x.shape)}",
             )
         if self._pad:
             x = nn.functional.pad(x, self._pad, mode=self.padding_mode)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from unshared import Problem, _core
+from unshared.errors import ArgumentTypeError, ArgumentValueError
+from unshared.torch import sharding
 from unshared.torch.private import (
     below_autograd,
     dual_level,
@@ -41,9 +43,10 @@ DERIVATIVE = (
     ((GRAD_INPUT, 1), (FORWARD, 1)),
 )
 
-# Bits of `how`: all operands have a mapped leading extent; take the conjugate of an operand; and
-# for the core, that gradients are dealt with here.
-MAPPED, CONJUGATE, HANDLED = 1, (2, 4), 8
+# Bits of `how`: all operands have a mapped leading extent; take the conjugate of an operand; for
+# the core, that gradients are dealt with here; from the compiler, that operands may carry tangents
+# (its code enters a level of forward mode without telling `dual_level`).
+MAPPED, CONJUGATE, HANDLED, TANGENTS = 1, (2, 4), 8, 16
 
 
 def product(
@@ -65,6 +68,8 @@ def product(
         Sum of 1 (mapped), 2 (conjugate first), 4 (conjugate second).
     """
     if torch.compiler.is_compiling():
+        if dual_level():
+            how |= TANGENTS
         return _call(face, first, second, geometry, order, how)
     # What has its default need not cross PyTorch's dispatcher, where every argument costs.
     rest = (geometry, order, how) if order or how else (geometry,)
@@ -74,6 +79,8 @@ def product(
                 "unshared.torch: torch.func.jvp within torch.func.jvp (or jacfwd) loses tangents "
                 "of functions defined in Python, inside PyTorch; use jvp of grad, or vjp of vjp"
             )
+        if casting(first):  # outside of the Function, so that backward may run without autocast
+            return _autocast(first.device.type, face, first, second, geometry, order, how)
         return _Transformed.apply(face, first, second, geometry, order, how)
     if casting(first):
         return _call(face, first, second, *rest)
@@ -89,13 +96,28 @@ def order_of(tensor: Tensor) -> str:
     """Name the memory order of a tensor as `product` takes it."""
     if tensor.is_contiguous():
         return ""
-    dims = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    strides = tensor.stride()
+    dims: list[int] = []
+    for dim in range(tensor.dim()):  # by insertion: the compiler cannot sort strides that vary
+        at = dim
+        while at and strides[dims[at - 1]] < strides[dim]:
+            at -= 1
+        dims.insert(at, dim)
     return "".join(map(str, dims))
 
 
 # --- derivatives -------------------------------------------------------------------------------
 def _differentiable(face: int, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
-    if dual_level() or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
+    if type(first) not in _ORDINARY:
+        _prepare_sharding()
+    tangents = dual_level() or (len(rest) == 3 and rest[2] & TANGENTS)
+    if tangents or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
+        if transforms_active():
+            raise NotImplementedError(
+                "unshared.torch: torch.func cannot differentiate torch.ops.unshared, which is all "
+                "that torch.compile(fullgraph=True) and torch.export see; call the functions of "
+                "unshared.torch outside of these"
+            )
         return _Eager.apply(face, first, second, *rest)
     with below_autograd():
         return _EAGER[face](first, second, *rest)
@@ -121,10 +143,11 @@ class _Bilinear(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Any, ...]:
         face, geometry, how = ctx.call
         gradients: list[Tensor | None] = [None, None]
+        saved = ctx.saved_tensors  # once: checkpointing allows no second look
         for of in (0, 1):
             if cotangent is not None and ctx.needs_input_grad[1 + of]:
                 derivative = DERIVATIVE[face][of]
-                operands = [cotangent, ctx.saved_tensors[1 - of]]
+                operands = [cotangent, saved[1 - of]]
                 if derivative[1] == 1:
                     operands.reverse()
                 bits = _flags(how, of, cotangent.is_complex(), derivative)
@@ -160,8 +183,9 @@ class _Eager(_Bilinear):
     ) -> Tensor:
         wanted = ctx.needs_input_grad
         ctx.save_for_backward(first if wanted[2] else None, second if wanted[1] else None)
-        if dual_level():
+        if dual_level() or how & TANGENTS:
             ctx.save_for_forward(first, second)
+            how &= ~TANGENTS
         ctx.set_materialize_grads(False)
         ctx.call, ctx.order = (face, geometry, how), order
         ctx.orders = (order_of(first), order_of(second))
@@ -191,11 +215,12 @@ class _Transformed(_Bilinear):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], face: int, first: Tensor, second: Tensor, *rest: Any
     ) -> tuple[Tensor, int]:
-        return _batched(face, in_dims[1:3], first, second, *rest)
+        return _batched(product, face, in_dims[1:3], first, second, *rest)
 
 
 # --- vmap --------------------------------------------------------------------------------------
 def _batched(
+    call: Callable[..., Tensor],
     face: int,
     dims: tuple[int | None, int | None],
     first: Tensor,
@@ -210,22 +235,40 @@ def _batched(
     """
     lead = how & MAPPED
     if dims[1] is None and face != GRAD_WEIGHT and dims[0] is not None:
-        extent = first.shape[dims[0]]
-        folded = first.movedim(dims[0], lead).flatten(lead, lead + 1)
-        result = product(face, folded, second, geometry, order, how)
-        return result.unflatten(lead, (extent, result.shape[lead] // max(extent, 1))), lead
+        moved = first.movedim(dims[0], lead)
+        result = call(face, moved.flatten(lead, lead + 1), second, geometry, order, how)
+        return result.unflatten(lead, moved.shape[lead : lead + 2]), lead
     operands = [first, second]
     extent = next(t.shape[d] for t, d in zip(operands, dims, strict=True) if d is not None)
+    sizes: tuple[int, ...] = ()
     for i, dim in enumerate(dims):
         operand = operands[i]
         operand = operand.expand(extent, *operand.shape) if dim is None else operand.movedim(dim, 0)
+        sizes = operand.shape[:2]
         operands[i] = operand.flatten(0, 1) if lead else operand
     if order and not lead:
         order = "0" + "".join(str(int(digit) + 1) for digit in order)
-    result = product(face, operands[0], operands[1], geometry, order, how | MAPPED)
+    result = call(face, operands[0], operands[1], geometry, order, how | MAPPED)
     if lead:
-        result = result.unflatten(0, (extent, result.shape[0] // max(extent, 1)))
+        result = result.unflatten(0, sizes)
     return result, 0
+
+
+# --- DTensor -----------------------------------------------------------------------------------
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter))
+_sharding_known = False
+
+
+def _prepare_sharding() -> None:
+    """See to it that DTensor knows the rules before it meets an operator for the first time."""
+    global _sharding_known
+    if not _sharding_known:
+        _sharding_known = sharding.register(_OPERATORS, _spatial_and_groups)
+
+
+def _spatial_and_groups(geometry: str) -> tuple[int, int]:
+    read = _read(geometry)
+    return read.spatial, read.groups
 
 
 # --- the operators themselves --------------------------------------------------------------------
@@ -267,6 +310,9 @@ def _compute(
     face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
 ) -> Tensor:
     """Call the core: on the CPU with PyTorch's number of threads, on CUDA on its current stream."""
+    if first.is_conj():  # the result is allocated like it, and PyTorch would copy it for that
+        first, how = first.conj(), how ^ CONJUGATE[0]
+    how = how & ~TANGENTS | HANDLED
     result: Tensor = _core.apply(
         face,
         first,
@@ -274,7 +320,7 @@ def _compute(
         _read(geometry).problem,
         order,
         torch.get_num_threads(),
-        how | HANDLED,
+        how,
     )
     return result
 
@@ -283,6 +329,12 @@ def _fake(
     face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
 ) -> Tensor:
     """A result without values, for meta and fake tensors."""
+    for attribute, error in (("device", ArgumentValueError), ("dtype", ArgumentTypeError)):
+        one, other = getattr(first, attribute), getattr(second, attribute)
+        if one != other:
+            name, operands = list(FACES.items())[face]
+            expected = f"{attribute} {one}, as '{operands[0]}' has it"
+            raise error.of(name, operands[1], expected, f"{attribute} {other}")
     shape = _shape(face, first, second, _read(geometry), how)
     physical = [int(digit) for digit in order] or list(range(len(shape)))
     return torch.empty_permuted(shape, physical, dtype=first.dtype, device=first.device)
@@ -325,7 +377,7 @@ def _register() -> tuple[torch.library.Library, tuple[Any, ...]]:
         )
         torch.library.register_vmap(
             f"unshared::{name}",
-            lambda info, dims, *args, face=face: _batched(face, dims[:2], *args),
+            lambda info, dims, *args, face=face: _batched(_call, face, dims[:2], *args),
             lib=library,
         )
         operators.append(getattr(torch.ops.unshared, name).default)

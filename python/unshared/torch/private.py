@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 __all__ = [
     "below_autograd",
+    "constant_when_compiled",
     "dual_level",
+    "hash_arguments_from",
     "nested_jvp",
     "plain",
     "transforms_active",
     "without_overload",
 ]
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """As `torch.compiler.assume_constant_result`, which would import the compiler: seconds."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def dual_level() -> bool:
@@ -40,3 +52,16 @@ def without_overload(operator: torch._ops.OpOverload) -> Callable[..., torch.Ten
 def plain(tensor: torch.Tensor) -> bool:
     """Whether this is a tensor and nothing more: no subclass, no transform around it."""
     return type(tensor) is torch.Tensor and not transforms_active()
+
+
+def hash_arguments_from(operator: OpOverload, first: int) -> None:
+    """Have DTensor tell calls apart by all arguments from this one on.
+
+    What it keeps of a call that it has seen, the result's shape among it, it finds again by the
+    tensors and by the arguments from the first number on, which leaves out texts before that.
+    """
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
+
+    known = DTensor._op_dispatcher.sharding_propagator.op_to_schema_info
+    known[operator] = RuntimeSchemaInfo(first, needs_pytree=True)
