@@ -12,10 +12,11 @@ SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md LICENSE cmake cp
                         -type f -not -name '*.pyc')
 FORMATS  = $(shell find cpp cuda python tests bench examples -name '*.[ch]pp' -not -path '*/build/*')
 wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(lambda d, k: d[k], \
-             sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))))' $(1))
+             sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))), sep="\n")' $(1))
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 .PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon defects sanitize gpu-test bench \
+        test-jax-oldest test-jax-latest jax-tests \
         example lint format wheel clean doctest frameworks
 
 # Builds one preset and runs its C++ tests.
@@ -49,6 +50,14 @@ test-torch-oldest:  ## the PyTorch tests with the oldest one supported: gigabyte
 	$(MAKE) VENV=.venv-torch-oldest .venv-torch-oldest/installed .venv-torch-oldest/with-test
 	.venv-torch-oldest/bin/python -m pip install --quiet $(TORCH_OLDEST)
 	.venv-torch-oldest/bin/python -m pytest tests/test_torch_*.py $(PYTEST)
+
+test-jax-oldest:  ## the tests of unshared.jax with the oldest jax that is supported
+	$(MAKE) VENV=build/jax-oldest JAX="jax==0.6.2 jaxlib==0.6.2" jax-tests
+
+test-jax-latest:  ## the same with the newest jax, which needs Python 3.12 or later
+	@python=$$(for p in 3.14 3.13 3.12; do command -v python$$p && break; done); [ -n "$$python" ] || \
+	  { echo "no Python of 3.12 or later is on the PATH: the newest jax cannot be had"; exit 1; }; \
+	  $(MAKE) VENV=build/jax-latest PYTHON=$$python JAX="jax jaxlib" jax-tests
 
 matrix: $(VENV)/installed $(VENV)/with-test frameworks  ## write docs/transformations-*.md from the tests
 	$(PY) tests/matrix.py
@@ -92,7 +101,7 @@ format: $(VENV)/with-lint  ## format Python and C++ in place
 	clang-format -i $(FORMATS)
 
 wheel: $(VENV)/tools  ## sdist and, built from it, the wheel, into dist/
-	$(PY) -m build
+	$(PY) -m build --config-setting=cmake.define.UNSHARED_XLA_API=0.1
 
 clean:  ## remove what was built (.venv stays)
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -100,13 +109,21 @@ clean:  ## remove what was built (.venv stays)
 # --- what the verbs stand on ----------------------------------------------------------------------
 $(VENV)/tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install build cmake ninja $(call wanted,build-system requires) && touch $@
+	@echo "$(call wanted,build-system requires)" >$(VENV)/build-requires.txt
+	$(PIP) install build cmake ninja -r $(VENV)/build-requires.txt && touch $@
 
 $(VENV)/with-%: $(VENV)/tools
 	$(PIP) install $(call wanted,project optional-dependencies $*) && touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	$(PIP) install --no-build-isolation --config-settings=build-dir=build/wheel . && touch $@
+
+# Built with the oldest headers, where those can be had, and tested with another jax.
+jax-tests: $(VENV)/tools
+	$(PY) -c "import jaxlib" 2>/dev/null || $(PIP) install jaxlib
+	$(MAKE) VENV=$(VENV) $(VENV)/installed $(VENV)/with-test
+	$(PIP) install --upgrade $(JAX) flax flatbuffers
+	$(PY) -m pytest tests/test_jax_*.py $(PYTEST)
 
 doctest:
 	$(call debian,/usr/include/doctest/doctest.h,doctest-dev)

@@ -261,6 +261,14 @@ Problem parse_problem(std::string_view text) {
   arguments.x = stated(0);
   arguments.w = stated(1);
   arguments.y = stated(2);
+  // A tensor whose elements share memory can be an operand only: the face is one that fills another.
+  const auto repeats = [](const Layout& layout) {
+    for (int d = 0; d < layout.rank; ++d)
+      if (layout.shape[d] > 1 && layout.stride[d] == 0) return layout.elements() != 0;
+    return false;
+  };
+  if (repeats(*arguments.y))
+    arguments.face = repeats(*arguments.x) ? Face::grad_weight : Face::grad_input;
   return make_problem(arguments);
 }
 

@@ -339,6 +339,12 @@ void Array::mark_written() const {
     nb::module_::import_("torch.autograd.graph").attr("increment_version")(object_);
 }
 
+void check_dtype(Where where, const std::string& name) {
+  for (int d = 0; d < dtype_count; ++d)
+    if (name == name_of(static_cast<DType>(d))) return;
+  where.fail(Kind::type, dtype_names, "dtype " + name);
+}
+
 void* Array::stream() const {
   void* stream = nullptr;  // the legacy default stream
   if (api_ != nullptr && api_->current_work_stream != nullptr &&

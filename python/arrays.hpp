@@ -96,6 +96,9 @@ class Array {
 // "None", "1.5", "an object of type 'list'": an argument in few words.
 std::string describe(nb::handle value);
 
+// Refuses a dtype that is none of the library's.
+void check_dtype(Where where, const std::string& name);
+
 // The same shape without gaps: row-major, or its dimensions in the order given, slowest first.
 Layout row_major(Layout layout);
 Layout ordered(Layout layout, const int* order);

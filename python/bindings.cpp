@@ -2,16 +2,23 @@
 // Only what the core cannot see is checked here: Python types, equal dtypes, equal places, the range
 // of num_threads. Sizes and geometry are make_problem's; its errors become those of unshared.errors.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <climits>
 #include <optional>
 
 #include "arrays.hpp"
 #include "ceilings.hpp"
 #include "libraries.hpp"
 #include "options.hpp"
+#include "restate.hpp"
+#if defined(UNSHARED_XLA_API)
+#include "xla.hpp"
+#endif
 
 namespace unshared::python {
 namespace {
@@ -25,6 +32,25 @@ struct Options {
   nb::handle sizes, stride, padding, dilation, input_dilation, groups, out, accumulate, num_threads,
       precision;
 };
+
+Face face_of(int face) {
+  if (face < 0 || face >= face_count) throw nb::value_error("face must be 0, 1 or 2");
+  return static_cast<Face>(face);
+}
+
+// The half of the options that shapes the problem.
+void read_geometry(Arguments& arguments, Face face, const Options& options) {
+  const auto where = [&](const char* argument) { return Where{name_of(face), argument}; };
+  arguments.face = face;
+  if (face == Face::grad_input) arguments.input_size = extents(where("input_size"), options.sizes);
+  if (face == Face::grad_weight)
+    arguments.kernel_size = extents(where("kernel_size"), options.sizes);
+  arguments.stride = extents(where("stride"), options.stride);
+  arguments.padding = padding(where("padding"), options.padding);
+  arguments.dilation = extents(where("dilation"), options.dilation);
+  arguments.input_dilation = extents(where("input_dilation"), options.input_dilation);
+  arguments.groups = whole_number(where("groups"), options.groups, "a whole number");
+}
 
 // One call: arrays held, options read, the problem made. What is left is to run or to explain it.
 class Job {
@@ -93,10 +119,6 @@ class Job {
     call_.conjugate_second = (how & conjugate_second) != 0;
   }
 
-  static Face face_of(int face) {
-    if (face < 0 || face >= face_count) throw nb::value_error("face must be 0, 1 or 2");
-    return static_cast<Face>(face);
-  }
   static Array::Gradients gradients(int how) {
     return (how & ignore_gradients) != 0 ? Array::Gradients::ignore : Array::Gradients::refuse;
   }
@@ -135,15 +157,7 @@ class Job {
   }
 
   void read_options(const Options& options) {
-    if (face_ == Face::grad_input)
-      arguments_.input_size = extents(where("input_size"), options.sizes);
-    if (face_ == Face::grad_weight)
-      arguments_.kernel_size = extents(where("kernel_size"), options.sizes);
-    arguments_.stride = extents(where("stride"), options.stride);
-    arguments_.padding = padding(where("padding"), options.padding);
-    arguments_.dilation = extents(where("dilation"), options.dilation);
-    arguments_.input_dilation = extents(where("input_dilation"), options.input_dilation);
-    arguments_.groups = whole_number(where("groups"), options.groups, "a whole number");
+    read_geometry(arguments_, face_, options);
     call_.accumulate = flag(where("accumulate"), options.accumulate);
     if (call_.accumulate && !out_)
       where("out").fail(Kind::value, "an array to add to, as accumulate=True says", "None");
@@ -206,6 +220,30 @@ class Job {
   Call call_;
 };
 
+// The problem of a call whose operands are not arrays yet but shapes and dtypes; row-major.
+Problem described(Face face, const std::vector<std::int64_t>& first, const std::string& dtype,
+                  const std::vector<std::int64_t>& second, const std::string& second_dtype,
+                  const Options& options) {
+  const auto layout = [](const std::vector<std::int64_t>& shape) {
+    Layout l;
+    l.rank = static_cast<int>(std::min<std::size_t>(shape.size(), INT_MAX));
+    std::copy_n(shape.begin(), std::min<std::size_t>(shape.size(), max_dims), l.shape);
+    return row_major(l);
+  };
+  const Seat first_seat = face == Face::grad_input ? Seat::y : Seat::x;
+  const Seat second_seat = face == Face::grad_weight ? Seat::y : Seat::w;
+  check_dtype({name_of(face), argument_of(face, first_seat)}, dtype);
+  if (second_dtype != dtype)
+    Where{name_of(face), argument_of(face, second_seat)}.fail(
+        Kind::type, "dtype " + dtype + ", as '" + argument_of(face, first_seat) + "' has it",
+        "dtype " + second_dtype);
+  Arguments arguments;
+  read_geometry(arguments, face, options);
+  (face == Face::grad_input ? arguments.y : arguments.x) = layout(first);
+  (face == Face::grad_weight ? arguments.y : arguments.w) = layout(second);
+  return restate(make_problem(arguments), {});
+}
+
 void raise(const Error& error, nb::handle cause) {
   const char* const classes[] = {"ArgumentTypeError", "ArgumentValueError", "UnsupportedError"};
   const nb::object type =
@@ -265,6 +303,26 @@ nb::dict build_info_dict() {
   d["cuda_built"] = info.cuda_built;
   d["cuda_available"] = info.cuda_available;
   d["threads"] = info.threads;
+#if defined(UNSHARED_XLA_API)
+  d["xla_ffi"] = UNSHARED_XLA_API;
+#else
+  d["xla_ffi"] = nb::none();
+#endif
+  return d;
+}
+
+nb::dict options_of(const Problem& p) {
+  const auto per_axis = [&](auto get) {
+    nb::list numbers;
+    for (int s = 0; s < p.spatial; ++s) numbers.append(get(p.spatial_axis(s)));
+    return nb::tuple(numbers);
+  };
+  nb::dict d;
+  d["stride"] = per_axis([](const Axis& a) { return a.stride; });
+  d["padding"] = per_axis([](const Axis& a) { return std::pair(a.padding_low, a.padding_high); });
+  d["dilation"] = per_axis([](const Axis& a) { return a.dilation; });
+  d["input_dilation"] = per_axis([](const Axis& a) { return a.input_dilation; });
+  d["groups"] = p.groups();
   return d;
 }
 
@@ -317,6 +375,37 @@ void bind_problem(nb::module_& m) {
       .def_prop_ro(
           "flops", [](const Problem& p) { return p.flops(); }, nb::sig("def flops(self) -> float"),
           "Multiplications and additions of real numbers that fall inside the input.")
+      .def_prop_ro(
+          "mapped",
+          [](const Problem& p) {
+            return p.mapped ? std::optional<std::int64_t>(p.axes[0].input) : std::nullopt;
+          },
+          nb::sig("def mapped(self) -> int | None"),
+          "The leading extent that every tensor carries, each index a problem of its own.")
+      .def_prop_ro("options", options_of, nb::sig("def options(self) -> dict[str, typing.Any]"),
+                   "Stride, padding and the rest, as the three faces take them.")
+      .def(
+          "restate",
+          [](const Problem& p, std::optional<std::int64_t> mapped,
+             std::optional<std::int64_t> batch, std::optional<std::int64_t> in_channels,
+             std::optional<std::int64_t> out_channels, std::optional<std::int64_t> groups,
+             const std::vector<int>& x, const std::vector<int>& w, const std::vector<int>& y,
+             const std::string& shared) {
+            Restatement wish{mapped, batch, in_channels, out_channels, groups, {x, w, y}, {}};
+            if (!shared.empty()) wish.shared = seat_named(shared);
+            return restate(p, wish);
+          },
+          nb::kw_only(), nb::arg("mapped") = nb::none(), nb::arg("batch") = nb::none(),
+          nb::arg("in_channels") = nb::none(), nb::arg("out_channels") = nb::none(),
+          nb::arg("groups") = nb::none(), nb::arg("x") = nb::tuple(), nb::arg("w") = nb::tuple(),
+          nb::arg("y") = nb::tuple(), nb::arg("shared") = "",
+          nb::sig("def restate(self, *, mapped: int | None = None, batch: int | None = None, "
+                  "in_channels: int | None = None, out_channels: int | None = None, "
+                  "groups: int | None = None, x: typing.Sequence[int] = (), "
+                  "w: typing.Sequence[int] = (), y: typing.Sequence[int] = (), "
+                  "shared: str = '') -> Problem"),
+          "The same layer with other extents (``mapped``: of a leading one that all tensors but\n"
+          "``shared`` carry) and the memory orders ``x``, ``w``, ``y``, slowest dimension first.")
       .def(
           "__eq__",
           [](const Problem& p, nb::handle other) {
@@ -346,6 +435,34 @@ NB_MODULE(_core, m) {
   m.doc() = "The compiled half of unshared. Use the package; this module may change at any time.";
   nb::register_exception_translator(translate);
   bind_problem(m);
+  m.def(
+      "make_problem",
+      [](int face, const std::vector<std::int64_t>& first, const std::string& dtype,
+         const std::vector<std::int64_t>& second, const std::string& second_dtype, nb::handle sizes,
+         nb::handle stride, nb::handle padding, nb::handle dilation, nb::handle input_dilation,
+         nb::handle groups) {
+        const Options options{sizes,  stride, padding, dilation, input_dilation,
+                              groups, {},     {},      {},       {}};
+        return described(face_of(face), first, dtype, second, second_dtype, options);
+      },
+      nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
+      nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+      nb::sig("def make_problem(face: int, first: typing.Sequence[int], dtype: str, "
+              "second: typing.Sequence[int], second_dtype: str, sizes: object, stride: object, "
+              "padding: object, dilation: object, input_dilation: object, groups: object, /) "
+              "-> Problem"),
+      "The problem of a call whose operands are not arrays yet but shapes, row-major.");
+#if defined(UNSHARED_XLA_API)
+  bind_xla(m);
+#endif
+  m.def(
+      "dtypes",
+      [] {
+        nb::list names;
+        for (int d = 0; d < dtype_count; ++d) names.append(name_of(static_cast<DType>(d)));
+        return nb::tuple(names);
+      },
+      nb::sig("def dtypes() -> tuple[str, ...]"), "The names of the dtypes there are kernels for.");
   m.def("build_info", build_info_dict, nb::sig("def build_info() -> dict[str, typing.Any]"));
 
   m.def(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import zlib
+from collections.abc import Iterator
 
 import hypothesis
 import hypothesis.core
@@ -21,6 +22,12 @@ from cases import FACES
 
 # Before the first call of the library: threads for small work, too.
 os.environ.setdefault("UNSHARED_WORK_PER_THREAD", "0")
+
+# Before JAX is imported, if it is: a mesh of four devices to shard over, and compilation in haste.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+)
 
 _REQUESTED = os.environ.get("UNSHARED_TEST_SEED", "")
 SEED = secrets.randbits(32) if _REQUESTED == "random" else int(_REQUESTED or 0)
@@ -48,6 +55,14 @@ def pytest_report_header() -> str:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers that depend on the seed and the test's own name, not on other tests."""
     return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.split("/")[-1].encode())])
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """JAX with 64-bit types, which it otherwise narrows."""
+    jax = pytest.importorskip("jax")
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        yield
 
 
 @pytest.fixture(params=DTYPES, ids=str)

@@ -134,6 +134,30 @@ DEFECTS = [
         "SelfOverlap(layout).found();",
         "SelfOverlap(layout).found() && false;",
     ),
+    Defect(
+        "JAX: gradient of an operand that all mapped calls share not summed",
+        "python/unshared/jax.py",
+        'geometry._replace(shared="")).sum(0)',
+        'geometry._replace(shared=""))[0]',
+    ),
+    Defect(
+        "JAX: taps before channels in the fused axis of the weights",
+        "python/unshared/jax.py",
+        "fused: (n + 1, *(n + 2 + places.index(axis) for axis in sorted(places)))",
+        "fused: (*(n + 2 + places.index(axis) for axis in sorted(places)), n + 1)",
+    ),
+    Defect(
+        "JAX: partial sums of a divided batch not added up",
+        "python/unshared/_partition.py",
+        "return jax.lax.psum(part, tuple(summed)) if summed else part",
+        "return part",
+    ),
+    Defect(
+        "JAX: buffers not compared with the problem",
+        "python/xla.cpp",
+        "if (below || !whole || found != expected)",
+        "if (below && !whole && found != expected)",
+    ),
 ]
 
 

@@ -119,6 +119,10 @@ TEST_CASE("the text form reads back to the same problem") {
         "m3 n2 a3>b5 i4x6 k3x3 x:nmia w:oakbm");
   const std::string strides = "n2 a3>b5 i4x6 k3x3 x:[-72,24,6,1] y:[80,16,4,1]";
   CHECK(to_string(parse_problem(strides)) == "n2 a3>b5 i4x6 k3x3 x:[-72,24,6,1] y:[80,16,4,1]");
+  for (const char* repeated :  // operands whose elements share memory
+       {"n2 a3>b5 i4 k3 y:[0,2,1]", "m3 n2 a3>b5 i4 k3 x:[0,12,4,1]",
+        "m3 n2 a3>b5 i4 k3 y:[0,10,2,1]", "n2 a3>b5 i4 k3 x:[0,4,1] y:[0,2,1]"})
+    CHECK(to_string(parse_problem(repeated)) == repeated);
   for (const char* bad :
        {"", "n4", "n4 a3b8 i5 k3", "n4 a3>b8 i5 k3 q7", "n4 a3>b8 i5 k3x3", "n4 a3>b8 i5 k9",
         "n4 a3>b8 i5 k3 s", "n4 a3>b8 i5 k3 s0", "n4 a3>b8 i5 k3 x:nn", "n4 a3>b8 i5 k3 x:[1]",

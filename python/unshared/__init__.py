@@ -331,6 +331,7 @@ class BuildInfo(TypedDict):
     cuda_built: bool
     cuda_available: bool
     threads: int
+    xla_ffi: str | None
 
 
 def build_info() -> BuildInfo:
@@ -341,7 +342,8 @@ def build_info() -> BuildInfo:
     dict
         version; isa_built and isa_usable (instruction set levels, ascending) and isa, the one in
         use (the environment variable UNSHARED_ISA caps it); openmp; cuda_built, cuda_available;
-        threads, the default number.
+        threads, the default number; xla_ffi, the version of XLA's FFI that the handlers for JAX
+        were built against, or None if there are none.
     """
     return cast(BuildInfo, _core.build_info())
 

@@ -40,7 +40,7 @@ def dual_level() -> bool:
 def nested_jvp() -> bool:
     """Whether torch.func.jvp is active within itself."""
     stack = get_interpreter_stack() or ()
-    return sum(interpreter.key() == TransformType.Jvp for interpreter in stack) > 1
+    return bool(sum(interpreter.key() == TransformType.Jvp for interpreter in stack) > 1)
 
 
 def without_overload(operator: torch._ops.OpOverload) -> Callable[..., torch.Tensor]:
