@@ -351,18 +351,6 @@ void bind_problem(nb::module_& m) {
           },
           nb::sig("def strides(self, seat: str) -> tuple[int, ...]"),
           "Its strides in elements; those without effect are 0.")
-      .def_prop_ro(
-          "groups", [](const Problem& p) { return p.groups(); }, nb::sig("def groups(self) -> int"))
-      .def_prop_ro(
-          "padding",
-          [](const Problem& p) {
-            std::vector<std::pair<std::int64_t, std::int64_t>> sides;
-            for (int s = 0; s < p.spatial; ++s)
-              sides.emplace_back(p.spatial_axis(s).padding_low, p.spatial_axis(s).padding_high);
-            return nb::tuple(nb::cast(sides));
-          },
-          nb::sig("def padding(self) -> tuple[tuple[int, int], ...]"),
-          "Below and above each spatial axis.")
       .def(
           "terms",
           [](const Problem& p, const std::string& face) { return p.terms(face_named(face)); },

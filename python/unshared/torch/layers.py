@@ -73,8 +73,9 @@ class _Layer(nn.Module):
         problem = self._problem(self.input_size, self.padding)
         self._pad: list[int] = []
         if self.padding_mode != "zeros":  # then x itself grows, and nothing is left to pad
-            self._pad = [side for sides in reversed(problem.padding) for side in sides]
-            grown = (n + sum(p) for n, p in zip(self.input_size, problem.padding, strict=True))
+            pads = problem.options["padding"]
+            self._pad = [side for sides in reversed(pads) for side in sides]
+            grown = (n + sum(sides) for n, sides in zip(self.input_size, pads, strict=True))
             problem = self._problem(tuple(grown), 0)
         self._sample = (self.in_channels, *self.input_size)
         self._geometry = str(problem)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unshared import Problem, _core
-from unshared.errors import ArgumentTypeError, ArgumentValueError
+from unshared.errors import ArgumentValueError
 from unshared.torch import sharding
 from unshared.torch.private import (
     below_autograd,
@@ -287,7 +287,7 @@ def _read(geometry: str) -> Geometry:
     problem = Problem(geometry)
     x, w = problem.shape("x"), problem.shape("w")
     spatial = len(x) - 2
-    return Geometry(problem, spatial, x[2:], w[spatial + 2 :], problem.groups)
+    return Geometry(problem, spatial, x[2:], w[spatial + 2 :], problem.options["groups"])
 
 
 atexit.register(_read.cache_clear)  # PyTorch keeps operators, and so this, beyond the core's end
@@ -325,16 +325,28 @@ def _compute(
     return result
 
 
+def _check(face: int, first: Tensor, second: Tensor, geometry: Geometry, lead: int) -> None:
+    """Refuse what the core would refuse, as far as sizes are numbers; a batch may be a symbol."""
+    if first.device != second.device:
+        name, (one, other) = list(FACES.items())[face]
+        raise ArgumentValueError.of(
+            name, other, f"{first.device}, as '{one}' is there", str(second.device)
+        )
+    shapes = [list(operand.shape[lead:]) for operand in (first, second)]
+    for shape in shapes[: 2 if face == GRAD_WEIGHT else 1]:
+        shape[:1] = [extent if type(extent) is int else 1 for extent in shape[:1]]
+    if all(type(extent) is int for shape in shapes for extent in shape):
+        names = [str(operand.dtype).removeprefix("torch.") for operand in (first, second)]
+        sizes = (None, geometry.input_size, geometry.kernel_size)[face]
+        options = geometry.problem.options.values()
+        _core.make_problem(face, shapes[0], names[0], shapes[1], names[1], sizes, *options)
+
+
 def _fake(
     face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
 ) -> Tensor:
     """A result without values, for meta and fake tensors."""
-    for attribute, error in (("device", ArgumentValueError), ("dtype", ArgumentTypeError)):
-        one, other = getattr(first, attribute), getattr(second, attribute)
-        if one != other:
-            name, operands = list(FACES.items())[face]
-            expected = f"{attribute} {one}, as '{operands[0]}' has it"
-            raise error.of(name, operands[1], expected, f"{attribute} {other}")
+    _check(face, first, second, _read(geometry), how & MAPPED)
     shape = _shape(face, first, second, _read(geometry), how)
     physical = [int(digit) for digit in order] or list(range(len(shape)))
     return torch.empty_permuted(shape, physical, dtype=first.dtype, device=first.device)
