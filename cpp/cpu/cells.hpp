@@ -34,6 +34,24 @@ struct Reach {
   int64_t count = 0, tap = 0, partner = 0;
 };
 
+// The reach of cell `index` (an output, or an input) along an axis; tap_step is how far apart its
+// taps lie, with the sign of the chain's order.
+UNSHARED_INLINE Reach reach_of(const Axis& axis, bool by_input, int64_t index, int64_t tap_step) {
+  const auto partner = [&](int64_t k) {
+    return by_input ? axis.reached(index, k) : axis.source(index, k);
+  };
+  const int64_t from = by_input ? axis.kernel - 1 : 0, step = by_input ? -1 : 1;
+  int64_t k = from;
+  Reach found;
+  for (; k >= 0 && k < axis.kernel; k += step) {
+    found.partner = partner(k);
+    if (found.partner >= 0) break;
+  }
+  found.tap = k;
+  for (; k >= 0 && k < axis.kernel && partner(k) >= 0; k += tap_step) ++found.count;
+  return found.count == 0 ? Reach{} : found;
+}
+
 // Nested loops, outermost first; each moves two operands by a constant stride.
 struct Nest {
   struct Loop {
@@ -100,28 +118,31 @@ class Cell {
   int64_t tap_step[max_axes], partner_step[max_axes];
 
  private:
-  UNSHARED_INLINE int64_t partner(const Axis& axis, int s, int64_t k) const {
-    return by_input_ ? axis.reached(index.at[s], k) : axis.source(index.at[s], k);
-  }
-
   UNSHARED_INLINE void find(int s) {
-    const Axis& axis = problem_.axes[s];
-    const int64_t from = by_input_ ? axis.kernel - 1 : 0, step = by_input_ ? -1 : 1;
-    int64_t k = from;
-    Reach found;
-    for (; k >= 0 && k < axis.kernel; k += step) {
-      found.partner = partner(axis, s, k);
-      if (found.partner >= 0) break;
-    }
-    found.tap = k;
-    for (; k >= 0 && k < axis.kernel && partner(axis, s, k) >= 0; k += tap_step[s]) ++found.count;
-    if (found.count == 0) found = Reach{};
-    reach[s] = found;
+    reach[s] = reach_of(problem_.axes[s], by_input_, index.at[s], tap_step[s]);
   }
 
   const Problem& problem_;
   const bool by_input_;
 };
+
+// Shares out `items` of equal work on as many threads as the call's multiplications are worth.
+UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t items, Body body,
+                           const void* context) {
+  constexpr double worth_a_run = 2e5;  // multiplications: some 4 microseconds at full speed
+  double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
+                static_cast<double>(problem.out_channels);
+  for (int s = 0; s < problem.axis_count; ++s)
+    work *=
+        static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
+  int threads = call.threads > 0 ? call.threads : default_threads();
+  const double worth_a_thread = multiplications_worth_a_thread();
+  while (threads > 1 && work < worth_a_thread * threads) --threads;
+  const double run = worth_a_run / (work / static_cast<double>(items) + 1);
+  const int64_t fair = ceil_div(items, int64_t{8} * threads);
+  parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads, body,
+           context);
+}
 
 // Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many
 // threads as the work (in multiplications) is worth. Worker is made once per run of cells, on the
@@ -147,20 +168,7 @@ struct Walk {
   }
 
   UNSHARED_INLINE void run() const {
-    constexpr double worth_a_run = 2e5;  // multiplications: some 4 microseconds at full speed
-    const int64_t items = Cell::count(problem, call.face) * parts;
-    double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
-                  static_cast<double>(problem.out_channels);
-    for (int s = 0; s < problem.axis_count; ++s)
-      work *=
-          static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
-    int threads = call.threads > 0 ? call.threads : default_threads();
-    const double worth_a_thread = multiplications_worth_a_thread();
-    while (threads > 1 && work < worth_a_thread * threads) --threads;
-    const double run = worth_a_run / (work / static_cast<double>(items) + 1);
-    const int64_t fair = ceil_div(items, int64_t{8} * threads);
-    parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads,
-             body, this);
+    share(problem, call, Cell::count(problem, call.face) * parts, body, this);
   }
 };
 

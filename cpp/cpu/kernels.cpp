@@ -1,6 +1,7 @@
 // The kernels of one instruction set as one table. This file is compiled once per level
 // (CMakeLists.txt), everything in it has internal linkage but the table, and no shared inline
 // function is left behind (tests/check_objects.py).
+#include "along.hpp"
 #include "forward.hpp"
 #include "grad_input.hpp"
 #include "grad_weight.hpp"
@@ -70,6 +71,25 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
   if constexpr (face == Face::grad_weight) Walk<GradWeightTiles<T>>{p, call, parts}.run();
 }
 
+// ---- lanes along an axis ----
+
+template <class T, Face face>
+void run_along(const Problem& p, const Call& call) noexcept {
+  struct Task {
+    const Problem& p;
+    const Call& call;
+  };
+  if constexpr (Scalar<T>::parts == 1) {
+    const Task task{p, call};
+    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
+      const Task& t = *static_cast<const Task*>(context);
+      Along<T, face> worker(t.p, t.call);
+      for (int64_t block = begin; block < end; ++block) worker.compute(block);
+    };
+    share(p, call, Along<T, face>::blocks(p), body, &task);
+  }
+}
+
 #else
 
 constexpr const char* tiles_decline(const Problem&) noexcept {
@@ -83,8 +103,12 @@ void run_tiles(const Problem&, const Call&) noexcept {}
 
 template <class T, Face face>
 constexpr void fill(Kernel (&list)[kernels_per_list]) {
-  list[0] = {"tiles", tiles_decline, run_tiles<T, face>};
-  list[1] = {"reference", accepts, Reference<T, face>::run};
+  int at = 0;
+#if defined(UNSHARED_LANES)
+  list[at++] = {"along", along_declines<T, face>, run_along<T, face>};
+#endif
+  list[at++] = {"tiles", tiles_decline, run_tiles<T, face>};
+  list[at++] = {"reference", accepts, Reference<T, face>::run};
 }
 
 constexpr KernelTable make_table() {

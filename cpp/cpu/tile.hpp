@@ -14,8 +14,7 @@
 
 #include <utility>
 
-#include "cells.hpp"
-#include "lanes.hpp"
+#include "stage.hpp"
 
 #if defined(UNSHARED_LANES)
 
