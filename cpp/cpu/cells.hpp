@@ -79,6 +79,58 @@ struct Nest {
   }
 };
 
+// A nest cut into boxes of at most `most` steps, in order; a box is a nest of as many loops.
+struct Pieces {
+  Nest part;
+  int64_t first = 0, second = 0;  // the offsets of the box
+
+  UNSHARED_INLINE Pieces(const Nest& nest, int64_t most) : whole_(nest) {
+    int64_t inner = nest.total();
+    left_ = inner > 0;
+    if (!left_) return;
+    while (cut_ < nest.depth) {
+      inner /= nest.loop[cut_].count;
+      if (inner <= most) break;
+      ++cut_;
+    }
+    // Boxes of like size.
+    const int64_t count = nest.loop[cut_].count;
+    const int64_t longest = lesser(greater(most / inner, 1), count);
+    run_ = ceil_div(count, ceil_div(count, longest));
+    single_ = cut_ == 0 && run_ == count;
+    find();
+  }
+  UNSHARED_INLINE bool none() const { return !left_ && begin_[0] == 0; }
+  UNSHARED_INLINE bool more() const { return left_; }
+  UNSHARED_INLINE bool single() const { return single_; }
+  UNSHARED_INLINE void next() {
+    int d = cut_;
+    for (; d >= 0; --d) {
+      begin_[d] += d == cut_ ? run_ : 1;
+      if (begin_[d] < whole_.loop[d].count) break;
+      if (d > 0) begin_[d] = 0;
+    }
+    left_ = d >= 0;
+    if (left_) find();
+  }
+
+ private:
+  UNSHARED_INLINE void find() {
+    part = whole_;
+    first = second = 0;
+    for (int d = 0; d <= cut_; ++d) {
+      first += begin_[d] * whole_.loop[d].first;
+      second += begin_[d] * whole_.loop[d].second;
+      part.loop[d].count = d < cut_ ? 1 : lesser(run_, whole_.loop[d].count - begin_[d]);
+    }
+  }
+
+  const Nest& whole_;
+  int cut_ = 0;
+  int64_t run_ = 1, begin_[max_axes + 1] = {};
+  bool left_ = false, single_ = false;
+};
+
 // A cell and its reach along every axis. Cells are walked in row-major order; only what changed is
 // found anew.
 class Cell {
@@ -144,31 +196,40 @@ UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t ite
            context);
 }
 
-// Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many
-// threads as the work (in multiplications) is worth. Worker is made once per run of cells, on the
-// worker's own stack.
+// Gives strips of neighbouring cells to workers: each row of cells along the last axis is cut into
+// `strips`, and each strip's columns into `parts`. Worker is made once per run of strips, on the
+// worker's own stack; compute(cell, count, part) leaves `cell` at the last of its `count` cells.
 template <class Worker>
 struct Walk {
   const Problem& problem;
   const Call& call;
-  int64_t parts;
+  int64_t strips, parts;
+
+  static UNSHARED_INLINE int64_t row_of(const Problem& p, Face face) {
+    const Axis& last = p.axes[p.axis_count - 1];
+    return face == Face::grad_input ? last.input : last.output;
+  }
 
   static void body(const void* context, int64_t begin, int64_t end) noexcept {
     const Walk& walk = *static_cast<const Walk*>(context);
-    Worker worker(walk.problem, walk.call, walk.parts);
-    int64_t flat = begin / walk.parts, part = begin % walk.parts;
-    Cell cell(walk.problem, walk.call.face, flat);
+    Worker worker(walk.problem, walk.call, walk.strips, walk.parts);
+    const int64_t row = row_of(walk.problem, walk.call.face), strips = walk.strips;
+    int64_t strip = begin / walk.parts, part = begin % walk.parts;
+    Cell cell(walk.problem, walk.call.face, strip / strips * row + strip % strips * row / strips);
     for (int64_t item = begin; item < end; ++item) {
-      worker.compute(cell, part);
+      const int64_t at = strip % strips;
+      worker.compute(cell, (at + 1) * row / strips - at * row / strips, part);
       if (++part == walk.parts) {
         part = 0;
+        ++strip;
         cell.advance();
       }
     }
   }
 
   UNSHARED_INLINE void run() const {
-    share(problem, call, Cell::count(problem, call.face) * parts, body, this);
+    const int64_t rows = Cell::count(problem, call.face) / row_of(problem, call.face);
+    share(problem, call, rows * strips * parts, body, this);
   }
 };
 

@@ -65,10 +65,17 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
                           : face == Face::grad_weight && lanes_over_input<T>(p) ? p.in_channels
                                                                                 : p.out_channels;
   const int64_t parts =
-      greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::wide)), 1);
-  if constexpr (face == Face::forward) Walk<ForwardTiles<T>>{p, call, parts}.run();
-  if constexpr (face == Face::grad_input) Walk<GradInputTiles<T>>{p, call, parts}.run();
-  if constexpr (face == Face::grad_weight) Walk<GradWeightTiles<T>>{p, call, parts}.run();
+      greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::lanes)), 1);
+  const auto walk = [&](auto worker) {
+    using Worker = typename decltype(worker)::type;
+    int64_t strips = Walk<Worker>::row_of(p, face);
+    if constexpr (face != Face::grad_weight)
+      if (parts == 1) strips = Worker::strips(p, call);
+    Walk<Worker>{p, call, strips, parts}.run();
+  };
+  if constexpr (face == Face::forward) walk(Type<ForwardStrips<T>>{});
+  if constexpr (face == Face::grad_input) walk(Type<GradInputStrips<T>>{});
+  if constexpr (face == Face::grad_weight) walk(Type<GradWeightTiles<T>>{});
 }
 
 // ---- lanes along an axis ----

@@ -27,6 +27,7 @@ struct Box {
   int depth = 0;
   Loop loop[max_axes + 3];
   int64_t lanes = 1, lane_memory = 1;
+  bool dense = false;  // rows of scratch are not whole vectors apart: no squares
 
   UNSHARED_INLINE void add(int64_t count, int64_t memory, int64_t scratch) {
     if (count != 1) loop[depth++] = {count, memory, scratch};
@@ -108,14 +109,26 @@ struct Mover {
   static void move(Box box, Memory* memory, Scratch* scratch, int64_t ahead) {
     Box::Loop fast{1, 0, 0};
     bool squares = false;
+    // Loops that are one in memory and in scratch become one.
+    int depth = 0;
+    for (int d = 0; d < box.depth; ++d) {
+      Box::Loop& last = box.loop[depth > 0 ? depth - 1 : 0];
+      const Box::Loop& loop = box.loop[d];
+      if (depth > 0 && last.memory == loop.count * loop.memory &&
+          last.scratch == loop.count * loop.scratch)
+        last = {last.count * loop.count, loop.memory, loop.scratch};
+      else
+        box.loop[depth++] = loop;
+    }
+    box.depth = depth;
     if (box.lanes == 1) box.lane_memory = 1;
     if (box.lane_memory == 1) {
       while (box.depth > 0 && box.loop[box.depth - 1].memory == box.lanes &&
              box.loop[box.depth - 1].scratch == box.lanes)
         box.lanes *= box.loop[--box.depth].count;
-    } else {
+    } else if (!box.dense) {
       for (int d = box.depth - 1; d >= 0 && !squares; --d)
-        if (box.loop[d].memory == 1) {
+        if (box.loop[d].memory == 1 && box.loop[d].count > 2) {
           squares = true;
           fast = box.loop[d];
           for (; d + 1 < box.depth; ++d) box.loop[d] = box.loop[d + 1];
