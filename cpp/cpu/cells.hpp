@@ -69,10 +69,11 @@ struct Nest {
     for (int d = 0; d < depth; ++d) n *= loop[d].count;
     return n;
   }
-  UNSHARED_INLINE bool same(const Nest& other) const {
+  // Equal but for how often the outermost loop runs.
+  UNSHARED_INLINE bool same_but_first(const Nest& other) const {
     if (depth != other.depth) return false;
     for (int d = 0; d < depth; ++d)
-      if (loop[d].count != other.loop[d].count || loop[d].first != other.loop[d].first ||
+      if ((d > 0 && loop[d].count != other.loop[d].count) || loop[d].first != other.loop[d].first ||
           loop[d].second != other.loop[d].second)
         return false;
     return true;

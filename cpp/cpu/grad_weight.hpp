@@ -128,7 +128,9 @@ struct GradWeightTiles {
         product.c = c;
         compute_part(tiler, product, part, parts);
       } else {
-        const int64_t most = Tiler<T>::stage_reals / greater(count, 1) - 2 * Lanes<Real>::count;
+        const int64_t most =
+            greater(Tiler<T>::near_reals / greater(count, 1),
+                    lesser(32, Tiler<T>::stage_reals / greater(count, 1) - 2 * Lanes<Real>::count));
         for (Pieces pieces(rows, most); pieces.more(); pieces.next()) {
           product.rows = pieces.part;
           const int64_t row = Tiler<T>::stage_nest(

@@ -65,7 +65,9 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
                           : face == Face::grad_weight && lanes_over_input<T>(p) ? p.in_channels
                                                                                 : p.out_channels;
   const int64_t parts =
-      greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::lanes)), 1);
+      call.threads == 1
+          ? 1
+          : greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::lanes)), 1);
   const auto walk = [&](auto worker) {
     using Worker = typename decltype(worker)::type;
     int64_t strips = Walk<Worker>::row_of(p, face);

@@ -51,7 +51,9 @@ class Strips {
       longest = lesser(
           longest, greater(1, cache_bytes / int64_t{sizeof(T)} / greater(1, terms * g.columns)));
     if (call.threads != 1) longest = lesser(longest, greater(1, row * rows / 32));
-    while (longest > 1 && !fits(p, ceil_div(row, longest))) --longest;
+    const bool here = Tiler<T>::in_place(g.w_column);
+    const int64_t room = here ? Tiler<T>::near_reals : Tiler<T>::stage_reals;
+    while (longest > 1 && !fits(p, ceil_div(row, longest), room)) --longest;
     return ceil_div(row, longest);
   }
 
@@ -171,7 +173,8 @@ class Strips {
   }
 
   // Whether what a strip reads of the small tensor fits into scratch.
-  static UNSHARED_INLINE bool fits(const Problem& p, int64_t strips) {
+  static UNSHARED_INLINE bool fits(const Problem& p, int64_t strips,
+                                   int64_t room = Tiler<T>::stage_reals) {
     if (Scalar<T>::parts == 2) return false;
     const Gathering g = Face_::gathering(p);
     const int z = p.axis_count - 1;
@@ -184,7 +187,7 @@ class Strips {
       reals *= greater(1, lesser(most, Face_::partners(axis)));
       if (reals > Tiler<T>::stage_reals) return false;
     }
-    return Tiler<T>::spaced(reals) * rows_of_block(p) <= Tiler<T>::stage_reals;
+    return Tiler<T>::spaced(reals) * rows_of_block(p) <= room;
   }
 
   const Problem& p;

@@ -21,7 +21,8 @@
 namespace unshared {
 namespace {
 
-inline constexpr int64_t stage_bytes = 112 * 1024;
+// Scratch for the small tensor: all there is, and what stays in the nearest cache.
+inline constexpr int64_t stage_bytes = 112 * 1024, near_bytes = 112 * 1024;
 inline constexpr int most_vectors = 4;  // per row of a tile
 // Rows of a tile of v vectors: the accumulators, v vectors of B and one broadcast fit into the
 // registers.
@@ -221,6 +222,7 @@ class Tiler {
   }
 
   static constexpr int64_t stage_reals = stage_bytes / sizeof(Real);
+  static constexpr int64_t near_reals = near_bytes / sizeof(Real);
   alignas(64) Real stage_[stage_reals + 2 * Lanes<Real>::count];
 
  private:
@@ -313,9 +315,23 @@ class Tiler {
   // The offsets of a nest's steps in A (in reals) and B (in elements); kept while the nest is the
   // same. Beyond the last step follow the first ones of the next product, to be fetched ahead.
   UNSHARED_INLINE void tabulate(const Nest& nest, int64_t count, int64_t b_next) {
-    if (nest.same(nest_) && b_next == b_next_) return;
+    // The last of several pieces is shorter than the others: what stands in the table serves it, too.
+    const bool known = count <= known_ && nest.same_but_first(nest_);
+    if (known && count == count_ && b_next == b_next_) return;
+    if (!known) {
+      fill_table(nest, count);
+      known_ = count;
+    }
+    // Beyond the last step follow the first ones of the next product, unless the table goes on.
+    if (count >= known_ || known_ - count < ahead) {
+      for (int j = 0; j < ahead; ++j) b_step_[count + j] = b_step_[lesser(j, count - 1)] + b_next;
+      known_ = count;
+    }
     nest_ = nest;
     b_next_ = b_next;
+    count_ = count;
+  }
+  void fill_table(const Nest& nest, int64_t count) {
     int64_t at[max_axes + 1] = {}, a = 0, b = 0;
     const int last = nest.depth - 1;
     const Nest::Loop& fast = nest.loop[last];
@@ -340,7 +356,6 @@ class Tiler {
         at[d] = 0;
       }
     }
-    for (int j = 0; j < ahead; ++j) b_step_[count + j] = b_step_[lesser(j, count - 1)] + b_next;
   }
 
   // B[steps, count] into the panel, lanes beyond `count` zero or of no account.
@@ -409,7 +424,7 @@ class Tiler {
 
   bool conjugate_a_, conjugate_b_;
   Nest nest_;
-  int64_t b_next_ = 0;
+  int64_t b_next_ = 0, count_ = -1, known_ = -1;
   int64_t a_step_[table_steps], b_step_[table_steps + ahead];
   alignas(64) Real panel_[panel_reals + Lanes<Real>::count];
   alignas(64) Real sums_[sums_reals + Lanes<Real>::count];
