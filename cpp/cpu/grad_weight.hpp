@@ -127,6 +127,13 @@ struct GradWeightTiles {
         for (int d = 0; d < rows.depth; ++d) product.rows.loop[d].first *= 2;
         product.c = c;
         compute_part(tiler, product, part, parts);
+      } else if (Tiler<T>::plain && rows.loop[rows.depth - 1].first == 1) {
+        // A step's rows are neighbours in memory: a line or two, wherever the next step's lie.
+        product.a = reinterpret_cast<const Real*>(a + n * a_batch);
+        product.steps.add(count, a_batch, b_batch);
+        product.rows = rows;
+        product.c = c;
+        compute_part(tiler, product, part, parts);
       } else {
         const int64_t most =
             greater(Tiler<T>::near_reals / greater(count, 1),

@@ -36,9 +36,6 @@ constexpr int most_rows(int v) {
                                    : v == 3 ? 8
                                             : 6);
 }
-// How many steps ahead of its use a line of B is asked for: memory answers after some 2 KB.
-constexpr int steps_ahead(int v) { return v == 1 ? 32 : 16; }
-
 template <class Real>
 struct Tile {
   const Real* a;
@@ -48,6 +45,7 @@ struct Tile {
   const int64_t* a_step;
   const int64_t* b_step;  // not read when B is a packed panel: step t begins at t * V * lanes
   bool from_zero;
+  int ahead;  // how many steps ahead of its use a line of B is asked for
   int last;  // lanes of the last vector, if B is read in place
 };
 
@@ -74,8 +72,7 @@ void tile(const Tile<Real>& t) {
       typename L::Vector vector[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
-        if constexpr (!packed)
-          __builtin_prefetch(t.b + t.b_step[s + steps_ahead(V)] + v * L::count);
+        if constexpr (!packed) __builtin_prefetch(t.b + t.b_step[s + t.ahead] + v * L::count);
         if constexpr (decltype(partial)::value)
           vector[v] =
               v == V - 1 ? L::load_part(line + v * L::count, t.last) : L::load(line + v * L::count);
@@ -152,6 +149,10 @@ class Tiler {
 
   // Columns [first, last) of the product.
   UNSHARED_INLINE void compute(const Product<T>& product, int64_t first, int64_t last) {
+    if (sweeps(product, first, last)) {
+      sweep(product, first, last);
+      return;
+    }
     const int64_t rows = product.rows.loop[product.rows.depth - 1].count;
     const int64_t most = rows <= most_rows(4) ? 4 : rows <= most_rows(3) ? 3 : 2;
     for (int64_t column = first; column < last;) {
@@ -170,7 +171,65 @@ class Tiler {
   }
 
  private:
-  static constexpr int table_steps = 512, ahead = 32, most_unstaged_rows = 64;
+  // Weights read in place that are several column blocks wide are swept in their order in memory:
+  // few steps at a time for all columns, while the lines of the next steps are on their way. The
+  // sums stay in the result, or in scratch if it is not laid out like a tile.
+  static UNSHARED_INLINE bool sweeps(const Product<T>& p, int64_t first, int64_t last) {
+    const int64_t columns = ceil_div(last - first, lanes) * lanes;
+    const int64_t rows = p.rows.loop[0].count;
+    return in_place(p.b_column) && !p.pack && p.unstaged == nullptr && p.rows.depth == 1 &&
+           columns > 2 * lanes && rows > 0 && p.steps.total() > 0 &&
+           (swept_here(p, first, last) || rows * columns <= sums_reals);
+  }
+  static UNSHARED_INLINE bool swept_here(const Product<T>& p, int64_t first, int64_t last) {
+    return plain && p.c_column == 1 && (last - first) % lanes == 0;
+  }
+
+  void sweep(const Product<T>& p, int64_t first, int64_t last) {
+    if constexpr (plain && parts == 1) {
+      const Nest::Loop& over = p.rows.loop[0];
+      const bool direct = swept_here(p, first, last);
+      const int64_t vectors = ceil_div(last - first, lanes);
+      T* c = p.c + first * p.c_column;
+      Box sums;
+      sums.add(over.count, over.second, vectors * lanes);
+      sums.lanes = last - first;
+      sums.lane_memory = p.c_column;
+      if (!direct && p.accumulate) stage(sums, c, sums_);
+      Tile<Real> t{};
+      t.c_row = direct ? over.second : vectors * lanes;
+      t.a_row = over.first;
+      t.ahead = swept_steps;
+      t.from_zero = !p.accumulate;
+      const int64_t most = over.count <= most_rows(4) ? 4 : over.count <= most_rows(3) ? 3 : 2;
+      for (Pieces pieces(p.steps, table_steps); pieces.more(); pieces.next()) {
+        const int64_t steps = pieces.part.total();
+        tabulate(pieces.part, steps, pieces.single() ? p.b_next : 0);
+        for (int64_t step = 0; step < steps; step += swept_steps) {
+          t.steps = lesser(swept_steps, steps - step);
+          t.a_step = a_step_ + step;
+          t.b_step = b_step_ + step;
+          for (int64_t at = 0; at < vectors;) {
+            const int64_t left = vectors - at, v = ceil_div(left, ceil_div(left, most));
+            t.a = p.a + pieces.first;
+            t.b = p.b + pieces.second + first + at * lanes;
+            t.c = (direct ? c : sums_) + at * lanes;
+            at += v;
+            t.last = static_cast<int>(at < vectors ? lanes : last - first - (vectors - 1) * lanes);
+            if (v == 4) run_rows<4, false>(t, over.count);
+            if (v == 3) run_rows<3, false>(t, over.count);
+            if (v == 2) run_rows<2, false>(t, over.count);
+            if (v == 1) run_rows<1, false>(t, over.count);
+          }
+          t.from_zero = false;
+        }
+      }
+      if (!direct) unstage(sums, c, sums_);
+    }
+  }
+
+  static constexpr int swept_steps = 64;
+  static constexpr int table_steps = 512, ahead = 64, most_unstaged_rows = 64;
   static constexpr int64_t panel_reals = 32 * 1024 / sizeof(Real),
                            sums_reals = 16 * 1024 / sizeof(Real);
   template <int V>
@@ -269,6 +328,7 @@ class Tiler {
         t.last = here ? static_cast<int>(count - (V - 1) * lanes) : Lanes<Real>::count;
         t.a_step = a_step_;
         t.b_step = b_step_;
+        t.ahead = V == 1 ? 32 : 16;
         t.from_zero = !p.accumulate;
         Pieces pieces(p.steps, most);
         if (pieces.none()) run_rows<V, true>(t, rows);
