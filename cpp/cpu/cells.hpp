@@ -69,6 +69,9 @@ struct Nest {
     for (int d = 0; d < depth; ++d) n *= loop[d].count;
     return n;
   }
+  UNSHARED_INLINE bool same(const Nest& other) const {
+    return same_but_first(other) && (depth == 0 || loop[0].count == other.loop[0].count);
+  }
   // Equal but for how often the outermost loop runs.
   UNSHARED_INLINE bool same_but_first(const Nest& other) const {
     if (depth != other.depth) return false;
@@ -89,6 +92,12 @@ struct Pieces {
     int64_t inner = nest.total();
     left_ = inner > 0;
     if (!left_) return;
+    if (inner <= most) {
+      run_ = nest.loop[0].count;
+      single_ = true;
+      part = nest;
+      return;
+    }
     while (cut_ < nest.depth) {
       inner /= nest.loop[cut_].count;
       if (inner <= most) break;
@@ -197,40 +206,31 @@ UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t ite
            context);
 }
 
-// Gives strips of neighbouring cells to workers: each row of cells along the last axis is cut into
-// `strips`, and each strip's columns into `parts`. Worker is made once per run of strips, on the
-// worker's own stack; compute(cell, count, part) leaves `cell` at the last of its `count` cells.
+// Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many
+// threads as the work (in multiplications) is worth. Worker is made once per run of cells, on the
+// worker's own stack.
 template <class Worker>
 struct Walk {
   const Problem& problem;
   const Call& call;
-  int64_t strips, parts;
-
-  static UNSHARED_INLINE int64_t row_of(const Problem& p, Face face) {
-    const Axis& last = p.axes[p.axis_count - 1];
-    return face == Face::grad_input ? last.input : last.output;
-  }
+  int64_t parts;
 
   static void body(const void* context, int64_t begin, int64_t end) noexcept {
     const Walk& walk = *static_cast<const Walk*>(context);
-    Worker worker(walk.problem, walk.call, walk.strips, walk.parts);
-    const int64_t row = row_of(walk.problem, walk.call.face), strips = walk.strips;
-    int64_t strip = begin / walk.parts, part = begin % walk.parts;
-    Cell cell(walk.problem, walk.call.face, strip / strips * row + strip % strips * row / strips);
+    Worker worker(walk.problem, walk.call, walk.parts);
+    int64_t flat = begin / walk.parts, part = begin % walk.parts;
+    Cell cell(walk.problem, walk.call.face, flat);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t at = strip % strips;
-      worker.compute(cell, (at + 1) * row / strips - at * row / strips, part);
+      worker.compute(cell, part);
       if (++part == walk.parts) {
         part = 0;
-        ++strip;
         cell.advance();
       }
     }
   }
 
   UNSHARED_INLINE void run() const {
-    const int64_t rows = Cell::count(problem, call.face) / row_of(problem, call.face);
-    share(problem, call, rows * strips * parts, body, this);
+    share(problem, call, Cell::count(problem, call.face) * parts, body, this);
   }
 };
 

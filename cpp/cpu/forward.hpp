@@ -1,42 +1,51 @@
-// forward over strips of output places o. Rows n, columns b, steps a and then the taps k inside the
-// input.
+// forward as tiles. Cell: an output place o. Rows n, columns b, steps a and then the taps k inside
+// the input.
 // Accumulator: float32 for half types, else the element type.
 // Order: a ascending, within each k ascending.
 // Deterministic: each y[n, o, b] is computed by one worker as one chain.
 #pragma once
 
-#include "strip.hpp"
+#include "tile.hpp"
 
 #if defined(UNSHARED_LANES)
 
 namespace unshared {
 namespace {
 
-struct Forward {
-  static constexpr Face face = Face::forward;
-  static constexpr bool channels_outermost = true;
+template <class T>
+struct ForwardTiles {
+  const Problem& p;
+  const Call& call;
+  int64_t parts;
+  Tiler<T> tiler;
 
-  static UNSHARED_INLINE Gathering gathering(const Problem& p) {
-    return {p.in_channels,    p.out_channels,     p.x_batch_stride, p.x_channel_stride,
-            p.y_batch_stride, p.y_channel_stride, p.w_in_stride,    p.w_out_stride,
-            &Axis::x_stride,  &Axis::y_stride};
-  }
-  static UNSHARED_INLINE int64_t w_offset(const Axis& axis, int64_t o, const Reach& reach) {
-    return o * axis.w_place_stride + reach.tap * axis.w_tap_stride;
-  }
-  static UNSHARED_INLINE int64_t w_step(const Axis& axis, int64_t tap_step, int64_t) {
-    return tap_step * axis.w_tap_stride;
-  }
-  static UNSHARED_INLINE int64_t partners(const Axis& axis) { return axis.input; }
-  // The inputs that `count` neighbouring outputs span.
-  static UNSHARED_INLINE int64_t window(const Axis& axis, int64_t count) {
-    return ((count - 1) * axis.stride + (axis.kernel - 1) * axis.dilation) / axis.input_dilation +
-           1;
+  UNSHARED_INLINE ForwardTiles(const Problem& problem, const Call& c, int64_t n)
+      : p(problem), call(c), parts(n), tiler(c) {}
+
+  UNSHARED_INLINE void compute(const Cell& cell, int64_t part) {
+    Product<T> product{};
+    int64_t x = 0, w = 0, y = 0;
+    product.steps.add(p.in_channels, p.x_channel_stride, p.w_in_stride);
+    for (int s = 0; s < p.axis_count; ++s) {
+      const Axis& axis = p.axes[s];
+      const Reach& reach = cell.reach[s];
+      const int64_t o = cell.index.at[s];
+      x += reach.partner * axis.x_stride;
+      w += o * axis.w_place_stride + reach.tap * axis.w_tap_stride;
+      y += o * axis.y_stride;
+      product.steps.add(reach.count, cell.partner_step[s] * axis.x_stride,
+                        cell.tap_step[s] * axis.w_tap_stride);
+    }
+    product.a = static_cast<const T*>(call.first) + x;
+    product.b = static_cast<const T*>(call.second) + w;
+    product.c = static_cast<T*>(call.result) + y;
+    product.rows.add(p.batch, p.x_batch_stride, p.y_batch_stride);
+    product.columns = p.out_channels;
+    product.b_column = p.w_out_stride;
+    product.c_column = p.y_channel_stride;
+    compute_part(tiler, product, part, parts);
   }
 };
-
-template <class T>
-using ForwardStrips = Strips<T, Forward>;
 
 }  // namespace
 }  // namespace unshared

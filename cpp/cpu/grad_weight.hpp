@@ -37,17 +37,17 @@ UNSHARED_INLINE bool lanes_over_input(const Problem& p) {
 
 template <class T>
 struct GradWeightTiles {
-  using Real = typename Scalar<T>::Real;
   const Problem& p;
   const Call& call;
   int64_t parts;
   bool over_input;
   Tiler<T> tiler;
 
-  UNSHARED_INLINE GradWeightTiles(const Problem& problem, const Call& c, int64_t, int64_t n)
+  UNSHARED_INLINE GradWeightTiles(const Problem& problem, const Call& c, int64_t n)
       : p(problem), call(c), parts(n), over_input(lanes_over_input<T>(problem)), tiler(c) {}
 
-  UNSHARED_INLINE void compute(Cell& cell, int64_t, int64_t part) {
+  UNSHARED_INLINE void compute(const Cell& cell, int64_t part) {
+    Product<T> product{};
     Nest taps;
     int64_t x = 0, w = 0, y = 0, place = 0;
     for (int s = 0; s < p.axis_count; ++s) {
@@ -66,118 +66,42 @@ struct GradWeightTiles {
     T* result = static_cast<T*>(call.result) + place;
     if (part == 0 && !call.accumulate) clear_padding(cell, result);
     result += w;
-    const int64_t ahead = first - last_;
-    last_ = first;
 
-    Product<T> product{};
-    product.pack = true;
     if (!over_input) {
-      // Rows: what the place sees of x, staged, all samples of as many rows as there is room for.
-      Nest rows = taps;
-      rows.add(p.in_channels, p.x_channel_stride, p.w_in_stride);
+      product.a = first;
+      product.b = second;
+      product.c = result;
+      product.steps.add(p.batch, p.x_batch_stride, p.y_batch_stride);
+      product.rows = taps;
+      product.rows.add(p.in_channels, p.x_channel_stride, p.w_in_stride);
       product.columns = p.out_channels;
       product.b_column = p.y_channel_stride;
       product.c_column = p.w_out_stride;
-      product.b_next = p.axes[p.axis_count - 1].y_stride;
-      in_blocks(product, rows, first, p.x_batch_stride, ahead, second, p.y_batch_stride, result,
-                part);
+      compute_part(tiler, product, part, parts);
       return;
     }
-    Nest rows;
-    rows.add(p.out_channels, p.y_channel_stride, p.w_out_stride);
+    product.a = second;
+    product.steps.add(p.batch, p.y_batch_stride, p.x_batch_stride);
+    product.rows.add(p.out_channels, p.y_channel_stride, p.w_out_stride);
     product.columns = p.in_channels;
     product.b_column = p.x_channel_stride;
     product.c_column = p.w_in_stride;
     const int64_t count = taps.total();
     for (int64_t tap = 0; tap < count; ++tap) {
-      int64_t flat = tap, from = 0, to = 0;
+      int64_t flat = tap;
+      product.b = first;
+      product.c = result;
       for (int d = taps.depth - 1; d >= 0; --d) {
         const int64_t at = flat % taps.loop[d].count;
         flat /= taps.loop[d].count;
-        from += at * taps.loop[d].first;
-        to += at * taps.loop[d].second;
+        product.b += at * taps.loop[d].first;
+        product.c += at * taps.loop[d].second;
       }
-      in_blocks(product, rows, second, p.y_batch_stride, 0, first + from, p.x_batch_stride,
-                result + to, part);
+      compute_part(tiler, product, part, parts);
     }
   }
 
  private:
-  // Samples and rows in blocks that fit into scratch: A staged, or read in place if complex.
-  UNSHARED_INLINE void in_blocks(Product<T>& product, const Nest& rows, const T* a, int64_t a_batch,
-                                 int64_t ahead, const T* b, int64_t b_batch, T* c, int64_t part) {
-    // Half types must not be rounded between blocks of samples.
-    constexpr int64_t most_samples = 512;
-    if constexpr (!Tiler<T>::plain) {
-      if (p.batch > most_samples) {
-        in_rows(product, rows, a, a_batch, b, b_batch, c, part);
-        return;
-      }
-    }
-    const int64_t samples = lesser(p.batch, Tiler<T>::plain ? 256 : most_samples);
-    for (int64_t n = 0; n == 0 || n < p.batch; n += samples) {
-      const int64_t count = lesser(samples, p.batch - n);
-      product.accumulate = call.accumulate || n > 0;
-      product.b = b + n * b_batch;
-      product.steps.depth = 0;
-      if constexpr (Scalar<T>::parts == 2) {
-        product.a = reinterpret_cast<const Real*>(a + n * a_batch);
-        product.steps.add(count, 2 * a_batch, b_batch);
-        product.rows = rows;
-        for (int d = 0; d < rows.depth; ++d) product.rows.loop[d].first *= 2;
-        product.c = c;
-        compute_part(tiler, product, part, parts);
-      } else if (Tiler<T>::plain && rows.loop[rows.depth - 1].first == 1) {
-        // A step's rows are neighbours in memory: a line or two, wherever the next step's lie.
-        product.a = reinterpret_cast<const Real*>(a + n * a_batch);
-        product.steps.add(count, a_batch, b_batch);
-        product.rows = rows;
-        product.c = c;
-        compute_part(tiler, product, part, parts);
-      } else {
-        const int64_t most =
-            greater(Tiler<T>::near_reals / greater(count, 1),
-                    lesser(32, Tiler<T>::stage_reals / greater(count, 1) - 2 * Lanes<Real>::count));
-        for (Pieces pieces(rows, most); pieces.more(); pieces.next()) {
-          product.rows = pieces.part;
-          const int64_t row = Tiler<T>::stage_nest(
-              product.rows, a_batch, count, a + n * a_batch + pieces.first, tiler.stage_, ahead);
-          product.a = tiler.stage_;
-          product.c = c + pieces.second;
-          product.steps.depth = 0;
-          product.steps.add(count, row, b_batch);
-          compute_part(tiler, product, part, parts);
-        }
-      }
-      if (count == 0) break;
-    }
-  }
-
-  // All samples in one chain, staged piece by piece.
-  UNSHARED_INLINE void in_rows(Product<T>& product, const Nest& rows, const T* a, int64_t a_batch,
-                               const T* b, int64_t b_batch, T* c, int64_t part) {
-    const Nest::Loop& inner = rows.loop[rows.depth - 1];
-    const int64_t outer = inner.count == 0 ? 0 : rows.total() / inner.count;
-    product.accumulate = call.accumulate;
-    product.b = b;
-    product.steps.depth = product.rows.depth = 0;
-    product.steps.add(p.batch, a_batch, b_batch);
-    product.rows.add(inner.count, inner.first, inner.second);
-    for (int64_t o = 0; o < outer; ++o) {
-      product.unstaged = a;
-      product.c = c;
-      int64_t flat = o;
-      for (int d = rows.depth - 2; d >= 0; --d) {
-        const int64_t at = flat % rows.loop[d].count;
-        flat /= rows.loop[d].count;
-        product.unstaged += at * rows.loop[d].first;
-        product.c += at * rows.loop[d].second;
-      }
-      compute_part(tiler, product, part, parts);
-    }
-    product.unstaged = nullptr;
-  }
-
   // Zero for every tap of this place that falls into padding.
   UNSHARED_INLINE void clear_padding(const Cell& cell, T* result) const {
     bool inside = true;
@@ -198,8 +122,6 @@ struct GradWeightTiles {
           result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
     } while (reference::next(p, k));
   }
-
-  const T* last_ = nullptr;
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "grad_input.hpp"
 #include "grad_weight.hpp"
 #include "peak.hpp"
+#include "sweep.hpp"
 
 #define UNSHARED_JOIN(a, b) a##b
 #define UNSHARED_TABLE_OF(level) UNSHARED_JOIN(kernel_table_, level)
@@ -65,29 +66,35 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
                           : face == Face::grad_weight && lanes_over_input<T>(p) ? p.in_channels
                                                                                 : p.out_channels;
   const int64_t parts =
-      call.threads == 1
-          ? 1
-          : greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::lanes)), 1);
-  const auto walk = [&](auto worker) {
-    using Worker = typename decltype(worker)::type;
-    int64_t strips = Walk<Worker>::row_of(p, face);
-    if constexpr (face != Face::grad_weight)
-      if (parts == 1) strips = Worker::strips(p, call);
-    Walk<Worker>{p, call, strips, parts}.run();
-  };
-  if constexpr (face == Face::forward) walk(Type<ForwardStrips<T>>{});
-  if constexpr (face == Face::grad_input) walk(Type<GradInputStrips<T>>{});
-  if constexpr (face == Face::grad_weight) walk(Type<GradWeightTiles<T>>{});
+      greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::wide)), 1);
+  if constexpr (face == Face::forward) Walk<ForwardTiles<T>>{p, call, parts}.run();
+  if constexpr (face == Face::grad_input) Walk<GradInputTiles<T>>{p, call, parts}.run();
+  if constexpr (face == Face::grad_weight) Walk<GradWeightTiles<T>>{p, call, parts}.run();
+}
+
+struct Task {
+  const Problem& p;
+  const Call& call;
+};
+
+// ---- wide weights, swept ----
+
+template <class T, Face face>
+void run_sweep(const Problem& p, const Call& call) noexcept {
+  if constexpr (face != Face::grad_weight && Scalar<T>::parts == 1) {
+    const Task task{p, call};
+    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
+      const Task& t = *static_cast<const Task*>(context);
+      Sweep<T, face>(t.p, t.call).run(begin, end);
+    };
+    share(p, call, Sweep<T, face>::items(p, call), body, &task);
+  }
 }
 
 // ---- lanes along an axis ----
 
 template <class T, Face face>
 void run_along(const Problem& p, const Call& call) noexcept {
-  struct Task {
-    const Problem& p;
-    const Call& call;
-  };
   if constexpr (Scalar<T>::parts == 1) {
     const Task task{p, call};
     const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
@@ -115,6 +122,7 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
   int at = 0;
 #if defined(UNSHARED_LANES)
   list[at++] = {"along", along_declines<T, face>, run_along<T, face>};
+  list[at++] = {"sweep", sweep_declines<T, face>, run_sweep<T, face>};
 #endif
   list[at++] = {"tiles", tiles_decline, run_tiles<T, face>};
   list[at++] = {"reference", accepts, Reference<T, face>::run};
