@@ -386,7 +386,8 @@ class Along {
                              int64_t s_lane, bool small_here, const T* w, int64_t w_column,
                              bool w_here, int64_t rows, int64_t width, Real* c, int64_t c_row,
                              int64_t c_column, bool from_zero, bool single) {
-    // Scratch: the small tensor as [loops but the lanes' own][window], w as [columns][steps][lanes].
+    // Scratch: the small tensor as [loops but the lanes' own][window], w as
+    // [columns][steps][lanes].
     int64_t s_scratch[max_axes + 1], w_scratch[max_axes + 1];
     int64_t taps = 1, window = row_, w_size = row_;
     for (int d = 0; d < loops.depth; ++d)

@@ -119,6 +119,13 @@ void run_tiles(const Problem&, const Call&) noexcept {}
 
 template <class T, Face face>
 constexpr void fill(Kernel (&list)[kernels_per_list]) {
+  // The first that accepts runs. Which index the lanes run over decides how full they are:
+  //   along      few channels: lanes over places or groups, whose weights differ from lane to lane
+  //   sweep      forward and grad_input with weights that lie along the lanes and are wide: w is
+  //              streamed once in its order in memory, x or dy staged (half types: of any width)
+  //   tiles      everything else with lanes over channels: any memory order, weights packed if need
+  //              be, complex numbers, and grad_weight
+  //   reference  any level, even without fused multiply-add
   int at = 0;
 #if defined(UNSHARED_LANES)
   list[at++] = {"along", along_declines<T, face>, run_along<T, face>};

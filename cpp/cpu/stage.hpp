@@ -1,8 +1,8 @@
 // Copies between the tensors of a call, in whatever memory order, and scratch in the order a kernel
 // wants, widening half types on the way in and rounding them on the way out.
 //
-// Only the small tensors (x and y), single cells' weights and finished sums pass through here. Where
-// memory runs along another index than the lanes, squares are transposed in registers.
+// Only the small tensors (x and y), single cells' weights and finished sums pass through here.
+// Where memory runs along another index than the lanes, squares are transposed in registers.
 #pragma once
 
 #include "cells.hpp"

@@ -1,13 +1,13 @@
-// forward and grad_input where weights are read in place and are many columns wide: w is swept once,
-// in its order in memory, a few steps at a time for all columns, while the lines of the next steps
-// are on their way.
+// forward and grad_input where weights are read in place and are many columns wide: w is swept
+// once, in its order in memory, a few steps at a time for all columns, while the lines of the next
+// steps are on their way.
 //
 // What a strip of neighbouring cells reads of the small tensor (x or dy) is staged once for a block
 // of samples: rows close together instead of pages apart, whatever their memory order. A tile is a
 // block of rows (samples) by vectors of columns (the result's channels), as in tile.hpp. The sums
 // stay in the result, or in scratch if it is not laid out like a tile or is of half type.
-// Accumulator: float32 for half types, else the element type. Order: the canonical one of each face;
-// steps are summed in order, columns and rows are independent. Deterministic: one chain, one worker.
+// Accumulator: float32 for half types, else the element type. Order: the canonical one of each
+// face; lanes and tiles run over columns and rows. Deterministic: one chain, one worker.
 #pragma once
 
 #include <utility>
