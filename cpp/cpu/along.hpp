@@ -302,10 +302,7 @@ class Along {
     }
     if (!forward) loops.loop[loops.depth++] = {summed, s_channel, w_summed, false};
 
-    small_ahead_ = small - last_small_;
-    w_ahead_ = w - last_w_;
-    last_small_ = small;
-    last_w_ = w;
+    look_ahead(small, w);
     const bool small_here = plain && s_lane == 1 && whole_;
     const bool w_here = plain && along_.w_place_stride == 1 && whole_;
     const bool result_here = plain && r_lane == 1 && lanes_ % L::count == 0;
@@ -512,6 +509,16 @@ class Along {
     }
   }
 
+  // How far the operands of this strip lie from the last one's: likely as far from the next one's.
+  UNSHARED_INLINE void look_ahead(const T* small, const T* w) {
+    if (last_small_ != nullptr) {
+      small_ahead_ = small - last_small_;
+      w_ahead_ = w - last_w_;
+    }
+    last_small_ = small;
+    last_w_ = w;
+  }
+
   // ---- grad_weight: chains over the batch ----
 
   void weights() {
@@ -543,10 +550,7 @@ class Along {
     if (missing && !accumulate_) clear(w);
     if (all == 0) return;
 
-    small_ahead_ = x - last_small_;
-    w_ahead_ = y - last_w_;
-    last_small_ = x;
-    last_w_ = y;
+    look_ahead(x, y);
     const bool x_here = plain && along_.x_stride == 1 && whole_;
     const bool y_here = plain && along_.y_stride == 1 && lanes_ % L::count == 0;
     const bool result_here = plain && along_.w_place_stride == 1 && whole_;
@@ -724,7 +728,6 @@ class Along {
   T* const result_;
   int64_t at_[max_axes] = {}, begin_ = 0, lanes_ = 0;
   int64_t tap_ = 0, tap_sign_ = 1, partner_ = 0, partners_ = 0, taps_ = 0, row_ = 0;
-  // How far the operands of this strip lie from the last one's: likely as far from the next one's.
   const T* last_small_ = nullptr;
   const T* last_w_ = nullptr;
   int64_t small_ahead_ = 0, w_ahead_ = 0;

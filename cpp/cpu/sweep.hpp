@@ -275,7 +275,7 @@ class Sweep {
     const bool empty = high < 0 || others.total() == 0 || g.summed == 0;
     const int64_t window = empty ? 0 : (high - low) / unit + 1;
     small += empty ? 0 : low * last.*g.small_stride;
-    const int64_t ahead = small - last_;
+    const int64_t ahead = last_ == nullptr ? 0 : small - last_;
     last_ = small;
 
     for (int64_t n = 0; n < p.batch; n += rows_) {
