@@ -13,7 +13,7 @@ struct Kernel {
   void (*run)(const Problem&, const Call&) noexcept;
 };
 
-inline constexpr int kernels_per_list = 4;
+inline constexpr int kernels_per_list = 5;
 
 struct KernelTable {
   const char* level;  // the instruction set these kernels were compiled for

@@ -35,8 +35,8 @@ DEFECTS = [
     Defect(
         "dropped last tap",
         "cpp/cpu/cells.hpp",
-        "for (; k >= 0 && k < axis.kernel && partner(axis, s, k) >= 0;",
-        "for (; k >= 0 && k < axis.kernel - (axis.kernel > 1) && partner(axis, s, k) >= 0;",
+        "for (; k >= 0 && k < axis.kernel && partner(k) >= 0;",
+        "for (; k >= 0 && k < axis.kernel - (axis.kernel > 1) && partner(k) >= 0;",
     ),
     Defect(
         "dropped last input channel",
@@ -115,6 +115,24 @@ DEFECTS = [
         "cpp/cpu/tile.hpp",
         "const int64_t rows = lesser(block, inner.count - row);",
         "const int64_t rows = lesser(block, inner.count - row) - (row > 0);",
+    ),
+    Defect(
+        "lanes that see padding not masked",
+        "cpp/cpu/along.hpp",
+        "tile.span = span_;",
+        "",
+    ),
+    Defect(
+        "second block of a swept strip reads the first block's samples",
+        "cpp/cpu/sweep.hpp",
+        "small + n * g.small_batch, ahead)",
+        "small, ahead)",
+    ),
+    Defect(
+        "a shorter piece of a sweep taken for the whole",
+        "cpp/cpu/cells.hpp",
+        "lesser(run_, whole_.loop[d].count - begin_[d])",
+        "run_",
     ),
     Defect(
         "the caller's floating-point environment used",

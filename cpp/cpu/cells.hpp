@@ -34,6 +34,24 @@ struct Reach {
   int64_t count = 0, tap = 0, partner = 0;
 };
 
+// The reach of cell `index` (an output, or an input) along an axis; tap_step is how far apart its
+// taps lie, with the sign of the chain's order.
+UNSHARED_INLINE Reach reach_of(const Axis& axis, bool by_input, int64_t index, int64_t tap_step) {
+  const auto partner = [&](int64_t k) {
+    return by_input ? axis.reached(index, k) : axis.source(index, k);
+  };
+  const int64_t from = by_input ? axis.kernel - 1 : 0, step = by_input ? -1 : 1;
+  int64_t k = from;
+  Reach found;
+  for (; k >= 0 && k < axis.kernel; k += step) {
+    found.partner = partner(k);
+    if (found.partner >= 0) break;
+  }
+  found.tap = k;
+  for (; k >= 0 && k < axis.kernel && partner(k) >= 0; k += tap_step) ++found.count;
+  return found.count == 0 ? Reach{} : found;
+}
+
 // Nested loops, outermost first; each moves two operands by a constant stride.
 struct Nest {
   struct Loop {
@@ -52,13 +70,75 @@ struct Nest {
     return n;
   }
   UNSHARED_INLINE bool same(const Nest& other) const {
+    return same_but_first(other) && (depth == 0 || loop[0].count == other.loop[0].count);
+  }
+  // Equal but for how often the outermost loop runs.
+  UNSHARED_INLINE bool same_but_first(const Nest& other) const {
     if (depth != other.depth) return false;
     for (int d = 0; d < depth; ++d)
-      if (loop[d].count != other.loop[d].count || loop[d].first != other.loop[d].first ||
+      if ((d > 0 && loop[d].count != other.loop[d].count) || loop[d].first != other.loop[d].first ||
           loop[d].second != other.loop[d].second)
         return false;
     return true;
   }
+};
+
+// A nest cut into boxes of at most `most` steps, in order; a box is a nest of as many loops.
+struct Pieces {
+  Nest part;
+  int64_t first = 0, second = 0;  // the offsets of the box
+
+  UNSHARED_INLINE Pieces(const Nest& nest, int64_t most) : whole_(nest) {
+    int64_t inner = nest.total();
+    left_ = inner > 0;
+    if (!left_) return;
+    if (inner <= most) {
+      run_ = nest.loop[0].count;
+      single_ = true;
+      part = nest;
+      return;
+    }
+    while (cut_ < nest.depth) {
+      inner /= nest.loop[cut_].count;
+      if (inner <= most) break;
+      ++cut_;
+    }
+    // Boxes of like size.
+    const int64_t count = nest.loop[cut_].count;
+    const int64_t longest = lesser(greater(most / inner, 1), count);
+    run_ = ceil_div(count, ceil_div(count, longest));
+    single_ = cut_ == 0 && run_ == count;
+    find();
+  }
+  UNSHARED_INLINE bool none() const { return !left_ && begin_[0] == 0; }
+  UNSHARED_INLINE bool more() const { return left_; }
+  UNSHARED_INLINE bool single() const { return single_; }
+  UNSHARED_INLINE void next() {
+    int d = cut_;
+    for (; d >= 0; --d) {
+      begin_[d] += d == cut_ ? run_ : 1;
+      if (begin_[d] < whole_.loop[d].count) break;
+      if (d > 0) begin_[d] = 0;
+    }
+    left_ = d >= 0;
+    if (left_) find();
+  }
+
+ private:
+  UNSHARED_INLINE void find() {
+    part = whole_;
+    first = second = 0;
+    for (int d = 0; d <= cut_; ++d) {
+      first += begin_[d] * whole_.loop[d].first;
+      second += begin_[d] * whole_.loop[d].second;
+      part.loop[d].count = d < cut_ ? 1 : lesser(run_, whole_.loop[d].count - begin_[d]);
+    }
+  }
+
+  const Nest& whole_;
+  int cut_ = 0;
+  int64_t run_ = 1, begin_[max_axes + 1] = {};
+  bool left_ = false, single_ = false;
 };
 
 // A cell and its reach along every axis. Cells are walked in row-major order; only what changed is
@@ -100,28 +180,31 @@ class Cell {
   int64_t tap_step[max_axes], partner_step[max_axes];
 
  private:
-  UNSHARED_INLINE int64_t partner(const Axis& axis, int s, int64_t k) const {
-    return by_input_ ? axis.reached(index.at[s], k) : axis.source(index.at[s], k);
-  }
-
   UNSHARED_INLINE void find(int s) {
-    const Axis& axis = problem_.axes[s];
-    const int64_t from = by_input_ ? axis.kernel - 1 : 0, step = by_input_ ? -1 : 1;
-    int64_t k = from;
-    Reach found;
-    for (; k >= 0 && k < axis.kernel; k += step) {
-      found.partner = partner(axis, s, k);
-      if (found.partner >= 0) break;
-    }
-    found.tap = k;
-    for (; k >= 0 && k < axis.kernel && partner(axis, s, k) >= 0; k += tap_step[s]) ++found.count;
-    if (found.count == 0) found = Reach{};
-    reach[s] = found;
+    reach[s] = reach_of(problem_.axes[s], by_input_, index.at[s], tap_step[s]);
   }
 
   const Problem& problem_;
   const bool by_input_;
 };
+
+// Shares out `items` of equal work on as many threads as the call's multiplications are worth.
+UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t items, Body body,
+                           const void* context) {
+  constexpr double worth_a_run = 2e5;  // multiplications: some 4 microseconds at full speed
+  double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
+                static_cast<double>(problem.out_channels);
+  for (int s = 0; s < problem.axis_count; ++s)
+    work *=
+        static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
+  int threads = call.threads > 0 ? call.threads : default_threads();
+  const double worth_a_thread = multiplications_worth_a_thread();
+  while (threads > 1 && work < worth_a_thread * threads) --threads;
+  const double run = worth_a_run / (work / static_cast<double>(items) + 1);
+  const int64_t fair = ceil_div(items, int64_t{8} * threads);
+  parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads, body,
+           context);
+}
 
 // Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many
 // threads as the work (in multiplications) is worth. Worker is made once per run of cells, on the
@@ -147,20 +230,7 @@ struct Walk {
   }
 
   UNSHARED_INLINE void run() const {
-    constexpr double worth_a_run = 2e5;  // multiplications: some 4 microseconds at full speed
-    const int64_t items = Cell::count(problem, call.face) * parts;
-    double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
-                  static_cast<double>(problem.out_channels);
-    for (int s = 0; s < problem.axis_count; ++s)
-      work *=
-          static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
-    int threads = call.threads > 0 ? call.threads : default_threads();
-    const double worth_a_thread = multiplications_worth_a_thread();
-    while (threads > 1 && work < worth_a_thread * threads) --threads;
-    const double run = worth_a_run / (work / static_cast<double>(items) + 1);
-    const int64_t fair = ceil_div(items, int64_t{8} * threads);
-    parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads,
-             body, this);
+    share(problem, call, Cell::count(problem, call.face) * parts, body, this);
   }
 };
 

@@ -1,10 +1,12 @@
 // The kernels of one instruction set as one table. This file is compiled once per level
 // (CMakeLists.txt), everything in it has internal linkage but the table, and no shared inline
 // function is left behind (tests/check_objects.py).
+#include "along.hpp"
 #include "forward.hpp"
 #include "grad_input.hpp"
 #include "grad_weight.hpp"
 #include "peak.hpp"
+#include "sweep.hpp"
 
 #define UNSHARED_JOIN(a, b) a##b
 #define UNSHARED_TABLE_OF(level) UNSHARED_JOIN(kernel_table_, level)
@@ -70,6 +72,40 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
   if constexpr (face == Face::grad_weight) Walk<GradWeightTiles<T>>{p, call, parts}.run();
 }
 
+struct Task {
+  const Problem& p;
+  const Call& call;
+};
+
+// ---- wide weights, swept ----
+
+template <class T, Face face>
+void run_sweep(const Problem& p, const Call& call) noexcept {
+  if constexpr (face != Face::grad_weight && Scalar<T>::parts == 1) {
+    const Task task{p, call};
+    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
+      const Task& t = *static_cast<const Task*>(context);
+      Sweep<T, face>(t.p, t.call).run(begin, end);
+    };
+    share(p, call, Sweep<T, face>::items(p, call), body, &task);
+  }
+}
+
+// ---- lanes along an axis ----
+
+template <class T, Face face>
+void run_along(const Problem& p, const Call& call) noexcept {
+  if constexpr (Scalar<T>::parts == 1) {
+    const Task task{p, call};
+    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
+      const Task& t = *static_cast<const Task*>(context);
+      Along<T, face> worker(t.p, t.call);
+      for (int64_t block = begin; block < end; ++block) worker.compute(block);
+    };
+    share(p, call, Along<T, face>::blocks(p), body, &task);
+  }
+}
+
 #else
 
 constexpr const char* tiles_decline(const Problem&) noexcept {
@@ -83,8 +119,20 @@ void run_tiles(const Problem&, const Call&) noexcept {}
 
 template <class T, Face face>
 constexpr void fill(Kernel (&list)[kernels_per_list]) {
-  list[0] = {"tiles", tiles_decline, run_tiles<T, face>};
-  list[1] = {"reference", accepts, Reference<T, face>::run};
+  // The first that accepts runs. Which index the lanes run over decides how full they are:
+  //   along      few channels: lanes over places or groups, whose weights differ from lane to lane
+  //   sweep      forward and grad_input with weights that lie along the lanes and are wide: w is
+  //              streamed once in its order in memory, x or dy staged (half types: of any width)
+  //   tiles      everything else with lanes over channels: any memory order, weights packed if need
+  //              be, complex numbers, and grad_weight
+  //   reference  any level, even without fused multiply-add
+  int at = 0;
+#if defined(UNSHARED_LANES)
+  list[at++] = {"along", along_declines<T, face>, run_along<T, face>};
+  list[at++] = {"sweep", sweep_declines<T, face>, run_sweep<T, face>};
+#endif
+  list[at++] = {"tiles", tiles_decline, run_tiles<T, face>};
+  list[at++] = {"reference", accepts, Reference<T, face>::run};
 }
 
 constexpr KernelTable make_table() {

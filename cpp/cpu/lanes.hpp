@@ -29,6 +29,57 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return _mm512_fmadd_ps(p, q, sum);
   }
+  using Mask = __mmask16;
+  static UNSHARED_INLINE Mask span(int first, int last) {
+    return static_cast<Mask>((1u << last) - (1u << first));
+  }
+  static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
+    return _mm512_mask3_fmadd_ps(p, q, sum, m);
+  }
+  static UNSHARED_INLINE Vector load_part(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(span(0, n), p);
+  }
+  static UNSHARED_INLINE void store_part(float* p, Vector v, int n) {
+    _mm512_mask_storeu_ps(p, span(0, n), v);
+  }
+  static UNSHARED_INLINE void stream(float* p, Vector v) { _mm512_stream_ps(p, v); }
+  static UNSHARED_INLINE void transpose(Vector (&r)[16]) {
+    Vector t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12,
+                                     28, 13, 29);
+      t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27,
+                                         14, 30, 15, 31);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 4) {
+      r[i] = __builtin_shufflevector(t[i], t[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12,
+                                     13, 28, 29);
+      r[i + 1] = __builtin_shufflevector(t[i], t[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27,
+                                         14, 15, 30, 31);
+      r[i + 2] = __builtin_shufflevector(t[i + 1], t[i + 3], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24,
+                                         25, 12, 13, 28, 29);
+      r[i + 3] = __builtin_shufflevector(t[i + 1], t[i + 3], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26,
+                                         27, 14, 15, 30, 31);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 8)
+#pragma GCC unroll 16
+      for (int j = 0; j < 4; ++j) {
+        t[i + j] = __builtin_shufflevector(r[i + j], r[i + j + 4], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17,
+                                           18, 19, 24, 25, 26, 27);
+        t[i + j + 4] = __builtin_shufflevector(r[i + j], r[i + j + 4], 4, 5, 6, 7, 12, 13, 14, 15,
+                                               20, 21, 22, 23, 28, 29, 30, 31);
+      }
+#pragma GCC unroll 16
+    for (int j = 0; j < 8; ++j) {
+      r[j] = __builtin_shufflevector(t[j], t[j + 8], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24,
+                                     25, 26, 27);
+      r[j + 8] = __builtin_shufflevector(t[j], t[j + 8], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23,
+                                         28, 29, 30, 31);
+    }
+  }
 };
 struct DoubleLanes {
   using Vector = __m512d;
@@ -39,6 +90,42 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector broadcast(const double* p) { return _mm512_set1_pd(*p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return _mm512_fmadd_pd(p, q, sum);
+  }
+  using Mask = __mmask8;
+  static UNSHARED_INLINE Mask span(int first, int last) {
+    return static_cast<Mask>((1u << last) - (1u << first));
+  }
+  static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
+    return _mm512_mask3_fmadd_pd(p, q, sum, m);
+  }
+  static UNSHARED_INLINE Vector load_part(const double* p, int n) {
+    return _mm512_maskz_loadu_pd(span(0, n), p);
+  }
+  static UNSHARED_INLINE void store_part(double* p, Vector v, int n) {
+    _mm512_mask_storeu_pd(p, span(0, n), v);
+  }
+  static UNSHARED_INLINE void stream(double* p, Vector v) { _mm512_stream_pd(p, v); }
+  static UNSHARED_INLINE void transpose(Vector (&r)[8]) {
+    Vector t[8];
+#pragma GCC unroll 16
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+      t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 16
+      for (int j = 0; j < 2; ++j) {
+        r[i + j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 4, 5, 8, 9, 12, 13);
+        r[i + j + 2] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 6, 7, 10, 11, 14, 15);
+      }
+#pragma GCC unroll 16
+    for (int j = 0; j < 4; ++j) {
+      t[j] = __builtin_shufflevector(r[j], r[j + 4], 0, 1, 4, 5, 8, 9, 12, 13);
+      t[j + 4] = __builtin_shufflevector(r[j], r[j + 4], 2, 3, 6, 7, 10, 11, 14, 15);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < 8; ++j) r[j] = t[j];
   }
 };
 
@@ -57,6 +144,46 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return _mm256_fmadd_ps(p, q, sum);
   }
+  using Mask = __m256i;
+  static UNSHARED_INLINE Mask span(int first, int last) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane),
+                               _mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane));
+  }
+  static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
+    return _mm256_blendv_ps(sum, _mm256_fmadd_ps(p, q, sum), _mm256_castsi256_ps(m));
+  }
+  static UNSHARED_INLINE Vector load_part(const float* p, int n) {
+    return _mm256_maskload_ps(p, span(0, n));
+  }
+  static UNSHARED_INLINE void store_part(float* p, Vector v, int n) {
+    float all[count];
+    _mm256_storeu_ps(all, v);
+    for (int i = 0; i < n; ++i) p[i] = all[i];
+  }
+  static UNSHARED_INLINE void stream(float* p, Vector v) { _mm256_stream_ps(p, v); }
+  static UNSHARED_INLINE void transpose(Vector (&r)[8]) {
+    Vector t[8];
+#pragma GCC unroll 16
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 8; i += 4) {
+      r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < 4; ++j) {
+      t[j] = _mm256_permute2f128_ps(r[j], r[j + 4], 0x20);
+      t[j + 4] = _mm256_permute2f128_ps(r[j], r[j + 4], 0x31);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < 8; ++j) r[j] = t[j];
+  }
 };
 struct DoubleLanes {
   using Vector = __m256d;
@@ -67,6 +194,32 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector broadcast(const double* p) { return _mm256_broadcast_sd(p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return _mm256_fmadd_pd(p, q, sum);
+  }
+  using Mask = __m256i;
+  static UNSHARED_INLINE Mask span(int first, int last) {
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    return _mm256_andnot_si256(_mm256_cmpgt_epi64(_mm256_set1_epi64x(first), lane),
+                               _mm256_cmpgt_epi64(_mm256_set1_epi64x(last), lane));
+  }
+  static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
+    return _mm256_blendv_pd(sum, _mm256_fmadd_pd(p, q, sum), _mm256_castsi256_pd(m));
+  }
+  static UNSHARED_INLINE Vector load_part(const double* p, int n) {
+    return _mm256_maskload_pd(p, span(0, n));
+  }
+  static UNSHARED_INLINE void store_part(double* p, Vector v, int n) {
+    double all[count];
+    _mm256_storeu_pd(all, v);
+    for (int i = 0; i < n; ++i) p[i] = all[i];
+  }
+  static UNSHARED_INLINE void stream(double* p, Vector v) { _mm256_stream_pd(p, v); }
+  static UNSHARED_INLINE void transpose(Vector (&r)[4]) {
+    const Vector p = _mm256_unpacklo_pd(r[0], r[1]), q = _mm256_unpackhi_pd(r[0], r[1]),
+                 u = _mm256_unpacklo_pd(r[2], r[3]), v = _mm256_unpackhi_pd(r[2], r[3]);
+    r[0] = _mm256_permute2f128_pd(p, u, 0x20);
+    r[1] = _mm256_permute2f128_pd(q, v, 0x20);
+    r[2] = _mm256_permute2f128_pd(p, u, 0x31);
+    r[3] = _mm256_permute2f128_pd(q, v, 0x31);
   }
 };
 
@@ -85,6 +238,35 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return vfmaq_f32(sum, p, q);
   }
+  using Mask = uint32x4_t;
+  static UNSHARED_INLINE Mask span(int first, int last) {
+    std::uint32_t lane[count];
+    for (int i = 0; i < count; ++i)
+      lane[i] = i >= first && i < last ? ~std::uint32_t{0} : std::uint32_t{0};
+    return vld1q_u32(lane);
+  }
+  static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
+    return vbslq_f32(m, vfmaq_f32(sum, p, q), sum);
+  }
+  static UNSHARED_INLINE Vector load_part(const float* p, int n) {
+    float all[count] = {};
+    for (int i = 0; i < n; ++i) all[i] = p[i];
+    return vld1q_f32(all);
+  }
+  static UNSHARED_INLINE void store_part(float* p, Vector v, int n) {
+    float all[count];
+    vst1q_f32(all, v);
+    for (int i = 0; i < n; ++i) p[i] = all[i];
+  }
+  static UNSHARED_INLINE void stream(float* p, Vector v) { vst1q_f32(p, v); }
+  static UNSHARED_INLINE void transpose(Vector (&r)[4]) {
+    const Vector p = vtrn1q_f32(r[0], r[1]), q = vtrn2q_f32(r[0], r[1]), u = vtrn1q_f32(r[2], r[3]),
+                 v = vtrn2q_f32(r[2], r[3]);
+    r[0] = vcombine_f32(vget_low_f32(p), vget_low_f32(u));
+    r[1] = vcombine_f32(vget_low_f32(q), vget_low_f32(v));
+    r[2] = vcombine_f32(vget_high_f32(p), vget_high_f32(u));
+    r[3] = vcombine_f32(vget_high_f32(q), vget_high_f32(v));
+  }
 };
 struct DoubleLanes {
   using Vector = float64x2_t;
@@ -95,6 +277,32 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector broadcast(const double* p) { return vdupq_n_f64(*p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return vfmaq_f64(sum, p, q);
+  }
+  using Mask = uint64x2_t;
+  static UNSHARED_INLINE Mask span(int first, int last) {
+    std::uint64_t lane[count];
+    for (int i = 0; i < count; ++i)
+      lane[i] = i >= first && i < last ? ~std::uint64_t{0} : std::uint64_t{0};
+    return vld1q_u64(lane);
+  }
+  static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
+    return vbslq_f64(m, vfmaq_f64(sum, p, q), sum);
+  }
+  static UNSHARED_INLINE Vector load_part(const double* p, int n) {
+    double all[count] = {};
+    for (int i = 0; i < n; ++i) all[i] = p[i];
+    return vld1q_f64(all);
+  }
+  static UNSHARED_INLINE void store_part(double* p, Vector v, int n) {
+    double all[count];
+    vst1q_f64(all, v);
+    for (int i = 0; i < n; ++i) p[i] = all[i];
+  }
+  static UNSHARED_INLINE void stream(double* p, Vector v) { vst1q_f64(p, v); }
+  static UNSHARED_INLINE void transpose(Vector (&r)[2]) {
+    const Vector p = vtrn1q_f64(r[0], r[1]), q = vtrn2q_f64(r[0], r[1]);
+    r[0] = p;
+    r[1] = q;
   }
 };
 
@@ -111,6 +319,83 @@ struct LanesOf<double> {
 };
 template <class Real>
 using Lanes = typename LanesOf<Real>::type;
+#endif
+
+#if defined(UNSHARED_LANES)
+// Elements of storage type T as lanes of the type sums are kept in, and back.
+template <class T>
+struct Stored {
+  using Real = T;
+  using L = Lanes<T>;
+  using Vector = typename L::Vector;
+  static UNSHARED_INLINE Vector load(const T* p) { return L::load(p); }
+  static UNSHARED_INLINE Vector load_part(const T* p, int n) { return L::load_part(p, n); }
+  static UNSHARED_INLINE void store(T* p, Vector v) { L::store(p, v); }
+  static UNSHARED_INLINE void store_part(T* p, Vector v, int n) { L::store_part(p, v, n); }
+};
+
+// Half types: widened exactly, rounded once to nearest even, as scalar.hpp states it.
+template <class T>
+struct StoredHalf {
+  using Real = float;
+  using L = FloatLanes;
+  using Vector = L::Vector;
+  static UNSHARED_INLINE Vector load(const T* p) {
+#if defined(__AVX512F__)
+    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+    return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    return load_part(p, L::count);
+#endif
+  }
+  static UNSHARED_INLINE Vector load_part(const T* p, int n) {
+    float all[L::count] = {};
+    for (int i = 0; i < n; ++i) all[i] = widen(p[i]);
+    return L::load(all);
+  }
+  static UNSHARED_INLINE void store(T* p, Vector v) {
+#if defined(__AVX512F__)
+    if constexpr (is_half) {
+      _mm256_storeu_si256(
+          reinterpret_cast<__m256i*>(p),
+          _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      return;
+    }
+#elif defined(__AVX2__)
+    if constexpr (is_half) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                       _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      return;
+    }
+#endif
+    store_part(p, v, L::count);
+  }
+  static UNSHARED_INLINE void store_part(T* p, Vector v, int n) {
+    float all[L::count];
+    L::store(all, v);
+    for (int i = 0; i < n; ++i) p[i] = round_to<T>(all[i]);
+  }
+
+ private:
+  static constexpr bool is_half = __is_same(T, Half);
+#if defined(__AVX512F__)
+  static UNSHARED_INLINE Vector widened(__m256i bits) {
+    if constexpr (is_half) return _mm512_maskz_cvtph_ps(0xffff, bits);
+    return _mm512_castsi512_ps(
+        _mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16));
+  }
+#elif defined(__AVX2__)
+  static UNSHARED_INLINE Vector widened(__m128i bits) {
+    if constexpr (is_half) return _mm256_cvtph_ps(bits);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+#endif
+};
+template <>
+struct Stored<Half> : StoredHalf<Half> {};
+template <>
+struct Stored<BFloat16> : StoredHalf<BFloat16> {};
 #endif
 
 // A square of 16-byte rows, transposed in registers.

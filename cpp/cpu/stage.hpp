@@ -1,0 +1,184 @@
+// Copies between the tensors of a call, in whatever memory order, and scratch in the order a kernel
+// wants, widening half types on the way in and rounding them on the way out.
+//
+// Only the small tensors (x and y), single cells' weights and finished sums pass through here.
+// Where memory runs along another index than the lanes, squares are transposed in registers.
+#pragma once
+
+#include "cells.hpp"
+#include "lanes.hpp"
+
+#if defined(UNSHARED_LANES)
+
+namespace unshared {
+namespace {
+
+// What README promises: the extra memory of a call, per worker, on its own stack.
+inline constexpr int64_t most_scratch = 192 * 1024;
+
+// A box of elements: nested loops, outermost first, with a stride in memory and one in scratch, and
+// innermost the lanes, which lie side by side in scratch. Scratch has room for whole vectors: lanes
+// beyond the last may be overwritten, so loops must ascend in scratch, and if memory does not run
+// along the lanes, rows of scratch lie whole vectors apart.
+struct Box {
+  struct Loop {
+    int64_t count, memory, scratch;
+  };
+  int depth = 0;
+  Loop loop[max_axes + 3];
+  int64_t lanes = 1, lane_memory = 1;
+  bool dense = false;  // rows of scratch are not whole vectors apart: no squares
+
+  UNSHARED_INLINE void add(int64_t count, int64_t memory, int64_t scratch) {
+    if (count != 1) loop[depth++] = {count, memory, scratch};
+  }
+};
+
+template <class T, bool in>
+struct Mover {
+  using Real = typename Scalar<T>::Real;
+  using S = Stored<T>;
+  using L = Lanes<Real>;
+  using Memory = std::conditional_t<in, const T, T>;
+  using Scratch = std::conditional_t<in, Real, const Real>;
+
+  // `count` elements, contiguous on both sides.
+  static UNSHARED_INLINE void run(Memory* memory, Scratch* scratch, int64_t count, int64_t ahead) {
+    int64_t j = 0;
+    for (; j + L::count <= count; j += L::count) {
+      if constexpr (in) {
+        __builtin_prefetch(memory + j + ahead);
+        L::store(scratch + j, S::load(memory + j));
+      } else
+        S::store(memory + j, L::load(scratch + j));
+    }
+    if (j < count) {
+      const int left = static_cast<int>(count - j);
+      if constexpr (in) {
+        __builtin_prefetch(memory + j + ahead);
+        L::store(scratch + j, S::load_part(memory + j, left));
+      } else
+        S::store_part(memory + j, L::load(scratch + j), left);
+    }
+  }
+
+  // Lanes at a stride, `count` elements of each contiguous in memory.
+  static void square(Memory* memory, int64_t lane_memory, int64_t lanes, Scratch* scratch,
+                     int64_t scratch_row, int64_t count, int64_t ahead) {
+    for (int64_t l = 0; l < lanes; l += L::count)
+      for (int64_t j = 0; j < count; j += L::count) {
+        const int rows = static_cast<int>(lesser(L::count, lanes - l));
+        const int columns = static_cast<int>(lesser(L::count, count - j));
+        typename L::Vector v[L::count];
+        if constexpr (in) {
+          if (rows == L::count && columns == L::count) {
+#pragma GCC unroll 16
+            for (int i = 0; i < L::count; ++i) {
+              __builtin_prefetch(memory + (l + i) * lane_memory + j + ahead);
+              v[i] = S::load(memory + (l + i) * lane_memory + j);
+            }
+          } else {
+#pragma GCC unroll 16
+            for (int i = 0; i < L::count; ++i)
+              v[i] =
+                  i < rows ? S::load_part(memory + (l + i) * lane_memory + j, columns) : L::zero();
+          }
+        } else {
+#pragma GCC unroll 16
+          for (int i = 0; i < L::count; ++i)
+            v[i] = i < columns ? L::load(scratch + (j + i) * scratch_row + l) : L::zero();
+        }
+        L::transpose(v);
+        if constexpr (in) {
+#pragma GCC unroll 16
+          for (int i = 0; i < L::count; ++i)
+            if (i < columns) L::store(scratch + (j + i) * scratch_row + l, v[i]);
+        } else if (columns == L::count) {
+#pragma GCC unroll 16
+          for (int i = 0; i < L::count; ++i)
+            if (i < rows) S::store(memory + (l + i) * lane_memory + j, v[i]);
+        } else {
+#pragma GCC unroll 16
+          for (int i = 0; i < L::count; ++i)
+            if (i < rows) S::store_part(memory + (l + i) * lane_memory + j, v[i], columns);
+        }
+      }
+  }
+
+  // `ahead`: how many elements further on in memory the next box is expected; fetched along.
+  static void move(Box box, Memory* memory, Scratch* scratch, int64_t ahead) {
+    Box::Loop fast{1, 0, 0};
+    bool squares = false;
+    // Loops that are one in memory and in scratch become one.
+    int depth = 0;
+    for (int d = 0; d < box.depth; ++d) {
+      Box::Loop& last = box.loop[depth > 0 ? depth - 1 : 0];
+      const Box::Loop& loop = box.loop[d];
+      if (depth > 0 && last.memory == loop.count * loop.memory &&
+          last.scratch == loop.count * loop.scratch)
+        last = {last.count * loop.count, loop.memory, loop.scratch};
+      else
+        box.loop[depth++] = loop;
+    }
+    box.depth = depth;
+    if (box.lanes == 1) box.lane_memory = 1;
+    if (box.lane_memory == 1) {
+      while (box.depth > 0 && box.loop[box.depth - 1].memory == box.lanes &&
+             box.loop[box.depth - 1].scratch == box.lanes)
+        box.lanes *= box.loop[--box.depth].count;
+    } else if (!box.dense) {
+      for (int d = box.depth - 1; d >= 0 && !squares; --d)
+        if (box.loop[d].memory == 1 && box.loop[d].count > 2) {
+          squares = true;
+          fast = box.loop[d];
+          for (; d + 1 < box.depth; ++d) box.loop[d] = box.loop[d + 1];
+          --box.depth;
+        }
+    }
+    if (!squares && box.depth > 0) fast = box.loop[--box.depth];
+    int64_t at[max_axes + 3] = {};
+    for (;;) {
+      if (squares) {
+        square(memory, box.lane_memory, box.lanes, scratch, fast.scratch, fast.count, ahead);
+      } else if (box.lane_memory == 1) {
+        for (int64_t j = 0; j < fast.count; ++j)
+          run(memory + j * fast.memory, scratch + j * fast.scratch, box.lanes, ahead);
+      } else {
+        for (int64_t j = 0; j < fast.count; ++j)
+          for (int64_t l = 0; l < box.lanes; ++l) {
+            Memory& m = memory[j * fast.memory + l * box.lane_memory];
+            Scratch& s = scratch[j * fast.scratch + l];
+            if constexpr (in)
+              s = widen(m);
+            else
+              m = round_to<T>(s);
+          }
+      }
+      int d = box.depth - 1;
+      for (; d >= 0; --d) {
+        memory += box.loop[d].memory;
+        scratch += box.loop[d].scratch;
+        if (++at[d] < box.loop[d].count) break;
+        memory -= at[d] * box.loop[d].memory;
+        scratch -= at[d] * box.loop[d].scratch;
+        at[d] = 0;
+      }
+      if (d < 0) return;
+    }
+  }
+};
+
+template <class T>
+UNSHARED_INLINE void stage(const Box& box, const T* memory, typename Scalar<T>::Real* scratch,
+                           int64_t ahead = 0) {
+  Mover<T, true>::move(box, memory, scratch, ahead);
+}
+template <class T>
+UNSHARED_INLINE void unstage(const Box& box, T* memory, const typename Scalar<T>::Real* scratch) {
+  Mover<T, false>::move(box, memory, scratch, 0);
+}
+
+}  // namespace
+}  // namespace unshared
+
+#endif
