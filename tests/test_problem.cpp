@@ -223,7 +223,7 @@ TEST_CASE("a layer without tensors: sizes, and those of a transposed one") {
   };
   CHECK(with([](Arguments& b) { b.sizes->in_channels = 5; }) == "groups");
   CHECK(with([](Arguments& b) { b.sizes->out_channels = -2; }) == "out_channels");
-  CHECK(with([](Arguments& b) { b.input_size = each({9, 8, 7, 6}); }) == "input_size");
+  CHECK(with([](Arguments& b) { b.input_size = Extents{4, false, {9, 8, 7}}; }) == "input_size");
   CHECK(with([](Arguments& b) { b.input_size = each({9, -1}); }) == "input_size");
   CHECK(with([](Arguments& b) { b.kernel_size = each({3}); }) == "kernel_size");
   CHECK(with([](Arguments& b) { b.kernel_size = each({10, 2}); }) == "kernel_size");

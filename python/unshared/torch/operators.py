@@ -27,6 +27,7 @@ from unshared.torch.private import (
     dual_level,
     nested_jvp,
     transforms_active,
+    undisturbed,
     without_overload,
 )
 
@@ -71,6 +72,11 @@ def product(
         if dual_level():
             how |= TANGENTS
         return _call(face, first, second, geometry, order, how)
+    ordinary = type(first) in _ORDINARY and type(second) in _ORDINARY
+    if ordinary and undisturbed(first, second):  # a shortcut of three microseconds
+        if _recording(first, second):
+            return _Eager.apply(face, first, second, True, geometry, order, how)
+        return _compute(face, first, second, geometry, order, how)
     # What has its default need not cross PyTorch's dispatcher, where every argument costs.
     rest = (geometry, order, how) if order or how else (geometry,)
     if transforms_active():
@@ -110,17 +116,22 @@ def order_of(tensor: Tensor) -> str:
 def _differentiable(face: int, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
     if type(first) not in _ORDINARY:
         _prepare_sharding()
-    tangents = dual_level() or (len(rest) == 3 and rest[2] & TANGENTS)
-    if tangents or (torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)):
+    if _recording(first, second) or (len(rest) == 3 and rest[2] & TANGENTS):
         if transforms_active():
             raise NotImplementedError(
                 "unshared.torch: torch.func cannot differentiate torch.ops.unshared, which is all "
                 "that torch.compile(fullgraph=True) and torch.export see; call the functions of "
                 "unshared.torch outside of these"
             )
-        return _Eager.apply(face, first, second, *rest)
+        return _Eager.apply(face, first, second, False, *rest)
     with below_autograd():
         return _EAGER[face](first, second, *rest)
+
+
+def _recording(first: Tensor, second: Tensor) -> bool:
+    return dual_level() or (
+        torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
+    )
 
 
 def _flags(how: int, of: int, complex_: bool, derivative: tuple[int, int]) -> int:
@@ -141,7 +152,7 @@ class _Bilinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Any, ...]:
-        face, geometry, how = ctx.call
+        face, geometry, how, _, orders = ctx.call
         gradients: list[Tensor | None] = [None, None]
         saved = ctx.saved_tensors  # once: checkpointing allows no second look
         for of in (0, 1):
@@ -152,16 +163,16 @@ class _Bilinear(torch.autograd.Function):
                     operands.reverse()
                 bits = _flags(how, of, cotangent.is_complex(), derivative)
                 gradients[of] = product(
-                    derivative[0], operands[0], operands[1], geometry, ctx.orders[of], bits
+                    derivative[0], operands[0], operands[1], geometry, orders[of], bits
                 )
         return None, *gradients, *[None] * (len(ctx.needs_input_grad) - 3)
 
     @staticmethod
     def jvp(ctx: Any, _: None, first_t: Tensor | None, second_t: Tensor | None, *rest: None) -> Any:
-        face, geometry, how = ctx.call
+        face, geometry, how, order, _ = ctx.call
         first, second = ctx.saved_tensors
         tangents = [
-            product(face, one, other, geometry, ctx.order, how)
+            product(face, one, other, geometry, order, how)
             for one, other in ((first_t, second), (first, second_t))
             if one is not None and other is not None
         ]
@@ -177,6 +188,7 @@ class _Eager(_Bilinear):
         face: int,
         first: Tensor,
         second: Tensor,
+        straight: bool,
         geometry: str,
         order: str = "",
         how: int = 0,
@@ -187,8 +199,9 @@ class _Eager(_Bilinear):
             ctx.save_for_forward(first, second)
             how &= ~TANGENTS
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.order = (face, geometry, how), order
-        ctx.orders = (order_of(first), order_of(second))
+        ctx.call = face, geometry, how, order, (order_of(first), order_of(second))
+        if straight:
+            return _compute(face, first, second, geometry, order, how)
         rest = (geometry, order, how) if order or how else (geometry,)
         with below_autograd():
             return _EAGER[face](first, second, *rest)
@@ -205,11 +218,10 @@ class _Transformed(_Bilinear):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        face, first, second, geometry, ctx.order, how = inputs
+        face, first, second, geometry, order, how = inputs
         ctx.save_for_backward(first, second)
         ctx.save_for_forward(first, second)
-        ctx.call = face, geometry, how
-        ctx.orders = (order_of(first), order_of(second))
+        ctx.call = face, geometry, how, order, (order_of(first), order_of(second))
 
     @staticmethod
     def vmap(

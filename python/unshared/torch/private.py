@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
+from torch._C import _dispatch_keys as keys_of
+from torch._C import _dispatch_tls_local_exclude_set as excluded_keys
+from torch._C import _dispatch_tls_local_include_set as included_keys
+from torch._C import _len_torch_function_stack as function_modes
+from torch._C._autograd import _profiler_enabled as profiling
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
@@ -20,6 +26,7 @@ __all__ = [
     "nested_jvp",
     "plain",
     "transforms_active",
+    "undisturbed",
     "without_overload",
 ]
 
@@ -30,6 +37,31 @@ def constant_when_compiled(function: Function) -> Function:
     """As `torch.compiler.assume_constant_result`, which would import the compiler: seconds."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def _ordinary_state() -> tuple[Any, ...]:
+    return keys_of(torch.empty(0, device="cpu")), included_keys(), excluded_keys()
+
+
+with ThreadPoolExecutor(1) as fresh:  # a thread in which nobody has changed anything yet
+    _PLAIN, _INCLUDED, _EXCLUDED = fresh.submit(_ordinary_state).result()
+
+
+def undisturbed(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether PyTorch's dispatcher would pass these on to Autograd and the CPU and nobody else.
+
+    Then one may go there straight. It is not so for tensors of other kinds (lazily conjugated,
+    without data, on another device), and not under torch.func, autocast, inference mode, a
+    tracer, a mode that watches operators, or the profiler: each of them shows in these sets.
+    """
+    return (
+        keys_of(first) == _PLAIN
+        and keys_of(second) == _PLAIN
+        and included_keys() == _INCLUDED
+        and excluded_keys() == _EXCLUDED
+        and not profiling()
+        and function_modes() == 0
+    )
 
 
 def dual_level() -> bool:
