@@ -130,9 +130,10 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
           call.threads = threads;
           kernel->run(problem, call);
           compared.insert(std::string(level.name) + " " + kernel->name);
-          CHECK_MESSAGE(found.same_bits(expected), level.name, " ", kernel->name, " ",
-                        name_of(face), " ", name_of(dtype), " threads=", threads,
-                        " manner=", manner, " on ", to_string(problem));
+          CHECK_MESSAGE(found.same_bits(expected), std::string(level.name), " ",
+                        std::string(kernel->name), " ", std::string(name_of(face)), " ",
+                        std::string(name_of(dtype)), " threads=", threads, " manner=", manner,
+                        " on ", to_string(problem));
         }
       }
   }
@@ -159,8 +160,8 @@ TEST_CASE("every kernel equals the reference bit for bit") {
   for (const Level& level : levels())
     for (const char* kernel : {"along", "sweep", "tiles", "reference"})
       if (std::string(level.name) != "v2" || std::string(kernel) == "reference")
-        CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel), level.name, " ",
-                      kernel);
+        CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel),
+                      std::string(level.name), " ", std::string(kernel));
 }
 
 TEST_CASE("the bits are the same on every platform") {

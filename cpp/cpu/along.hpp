@@ -224,6 +224,7 @@ class Along {
     tap_ += sign * skip;
     partner_ += skip * along_.dilation;
     taps_ = partner_ >= top ? 0 : lesser(taps_, ceil_div(top - partner_, along_.dilation));
+    taps_ = greater(taps_, 0);  // there may be more padding than all taps reach across
     border_ =
         taps_ > 0 && (partner_ < 0 || partner_ + (taps_ - 1) * along_.dilation + lanes_ > top);
     if (border_) row_ += L::count;  // what is staged from the middle of a vector on ends beyond
