@@ -4,7 +4,7 @@
 PYTHON     ?= python3
 VENV       ?= .venv
 FRAMEWORKS ?= yes
-TORCH_OLDEST := torch==2.6.0
+TORCH_OLDEST := torch==2.10.0
 
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet

@@ -244,6 +244,8 @@ def _functions() -> dict[str, Any]:
       note="that part runs in eager mode")  # fmt: skip
 @pytest.mark.parametrize("name", _functions())
 def test_compiled_derivatives_of_functions(name: str) -> None:
+    if name == "jacrev" and torch.__version__ < "2.13":
+        pytest.skip("of any function with a graph break, this PyTorch gets jacrev wrong")
     x, w = operands("forward", LINE)
     function = _functions()[name]
     with pytest.raises(Exception, match=r"unshared\.forward"):

@@ -45,6 +45,7 @@ def _child(rank: int, port: int, job: Callable[..., None], *args: Any) -> None:
         job(rank, *args)
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # threads of gloo may outlive the interpreter, whose end they would abort
 
 
 def run(job: Callable[..., None], *args: Any) -> None:
