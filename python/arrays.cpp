@@ -412,7 +412,10 @@ nb::object make_tensor(const Array& like, const Layout& layout, const Order& ord
   const nb::object shape = tuple_of(layout.rank, [&](int d) { return layout.shape[d]; });
   try {
     const Layout dense = ordered(layout, order.dims);
-    return like.object().attr("new_empty_strided")(
+    // A lazily conjugated tensor would be copied for it; the tensor it conjugates is not.
+    const nb::object plain =
+        like.conjugated() ? nb::object(like.object().attr("conj")()) : nb::borrow(like.object());
+    return plain.attr("new_empty_strided")(
         shape, tuple_of(layout.rank, [&](int d) { return dense.stride[d]; }));
   } catch (nb::python_error& e) {  // all that can go wrong here
     if (e.matches(PyExc_RuntimeError))

@@ -69,7 +69,7 @@ class Job {
   Job(int face, nb::handle first, nb::handle second, const Problem& options,
       const std::string& order, nb::handle num_threads, int how)
       : Job(face, first, second, nb::none(), how) {
-    copy_options(options);
+    copy_options(options, arguments_);
     call_.threads = threads(where("num_threads"), num_threads);
     arguments_.result_order = order;
     read_arrays();
@@ -163,22 +163,6 @@ class Job {
       where("out").fail(Kind::value, "an array to add to, as accumulate=True says", "None");
     call_.threads = threads(where("num_threads"), options.num_threads);
     check_precision(where("precision"), options.precision);
-  }
-
-  void copy_options(const Problem& from) {
-    const auto all = [&](std::int64_t Axis::* member) {
-      Extents extents{from.spatial, false, {}};
-      for (int s = 0; s < from.spatial; ++s) extents.value[s] = from.spatial_axis(s).*member;
-      return extents;
-    };
-    if (face_ == Face::grad_input) arguments_.input_size = all(&Axis::input);
-    if (face_ == Face::grad_weight) arguments_.kernel_size = all(&Axis::kernel);
-    arguments_.stride = all(&Axis::stride);
-    arguments_.padding.low = all(&Axis::padding_low);
-    arguments_.padding.high = all(&Axis::padding_high);
-    arguments_.dilation = all(&Axis::dilation);
-    arguments_.input_dilation = all(&Axis::input_dilation);
-    arguments_.groups = from.groups();
   }
 
   void read_arrays() {

@@ -24,27 +24,32 @@ struct Restatement {
   std::optional<Seat> shared;
 };
 
+// The sizes and options of a problem, which are all of it but channels, batch and memory orders.
+inline void copy_options(const Problem& problem, Arguments& to) {
+  const auto per_axis = [&](std::int64_t Axis::* member) {
+    Extents extents{problem.spatial, false, {}};
+    for (int s = 0; s < problem.spatial; ++s) extents.value[s] = problem.spatial_axis(s).*member;
+    return extents;
+  };
+  to.input_size = per_axis(&Axis::input);
+  to.kernel_size = per_axis(&Axis::kernel);
+  to.stride = per_axis(&Axis::stride);
+  to.dilation = per_axis(&Axis::dilation);
+  to.input_dilation = per_axis(&Axis::input_dilation);
+  to.padding.low = per_axis(&Axis::padding_low);
+  to.padding.high = per_axis(&Axis::padding_high);
+  to.groups = problem.groups();
+}
+
 inline Problem restate(const Problem& problem, const Restatement& wish) {
   const auto fail = [](const char* argument, std::string expected, std::string found) {
     throw Error(Error::Kind::value, "restate", argument, std::move(expected), std::move(found));
   };
   Arguments stated;
-  const int spatial = problem.spatial;
-  const auto per_axis = [&](std::int64_t Axis::* member) {
-    Extents extents{spatial, false, {}};
-    for (int s = 0; s < spatial; ++s) extents.value[s] = problem.spatial_axis(s).*member;
-    return extents;
-  };
   stated.operation = "restate";
   stated.mapped = problem.mapped || wish.mapped;
-  stated.groups = wish.groups.value_or(problem.groups());
-  stated.input_size = per_axis(&Axis::input);
-  stated.kernel_size = per_axis(&Axis::kernel);
-  stated.stride = per_axis(&Axis::stride);
-  stated.dilation = per_axis(&Axis::dilation);
-  stated.input_dilation = per_axis(&Axis::input_dilation);
-  stated.padding.low = per_axis(&Axis::padding_low);
-  stated.padding.high = per_axis(&Axis::padding_high);
+  copy_options(problem, stated);
+  if (wish.groups) stated.groups = *wish.groups;
   stated.sizes = {wish.in_channels.value_or(problem.in_channels * problem.groups()),
                   wish.out_channels.value_or(problem.out_channels * problem.groups()),
                   wish.batch.value_or(problem.batch),

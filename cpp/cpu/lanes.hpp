@@ -42,7 +42,6 @@ struct FloatLanes {
   static UNSHARED_INLINE void store_part(float* p, Vector v, int n) {
     _mm512_mask_storeu_ps(p, span(0, n), v);
   }
-  static UNSHARED_INLINE void stream(float* p, Vector v) { _mm512_stream_ps(p, v); }
   static UNSHARED_INLINE void transpose(Vector (&r)[16]) {
     Vector t[16];
 #pragma GCC unroll 16
@@ -104,7 +103,6 @@ struct DoubleLanes {
   static UNSHARED_INLINE void store_part(double* p, Vector v, int n) {
     _mm512_mask_storeu_pd(p, span(0, n), v);
   }
-  static UNSHARED_INLINE void stream(double* p, Vector v) { _mm512_stream_pd(p, v); }
   static UNSHARED_INLINE void transpose(Vector (&r)[8]) {
     Vector t[8];
 #pragma GCC unroll 16
@@ -161,7 +159,6 @@ struct FloatLanes {
     _mm256_storeu_ps(all, v);
     for (int i = 0; i < n; ++i) p[i] = all[i];
   }
-  static UNSHARED_INLINE void stream(float* p, Vector v) { _mm256_stream_ps(p, v); }
   static UNSHARED_INLINE void transpose(Vector (&r)[8]) {
     Vector t[8];
 #pragma GCC unroll 16
@@ -212,7 +209,6 @@ struct DoubleLanes {
     _mm256_storeu_pd(all, v);
     for (int i = 0; i < n; ++i) p[i] = all[i];
   }
-  static UNSHARED_INLINE void stream(double* p, Vector v) { _mm256_stream_pd(p, v); }
   static UNSHARED_INLINE void transpose(Vector (&r)[4]) {
     const Vector p = _mm256_unpacklo_pd(r[0], r[1]), q = _mm256_unpackhi_pd(r[0], r[1]),
                  u = _mm256_unpacklo_pd(r[2], r[3]), v = _mm256_unpackhi_pd(r[2], r[3]);
@@ -258,7 +254,6 @@ struct FloatLanes {
     vst1q_f32(all, v);
     for (int i = 0; i < n; ++i) p[i] = all[i];
   }
-  static UNSHARED_INLINE void stream(float* p, Vector v) { vst1q_f32(p, v); }
   static UNSHARED_INLINE void transpose(Vector (&r)[4]) {
     const Vector p = vtrn1q_f32(r[0], r[1]), q = vtrn2q_f32(r[0], r[1]), u = vtrn1q_f32(r[2], r[3]),
                  v = vtrn2q_f32(r[2], r[3]);
@@ -298,7 +293,6 @@ struct DoubleLanes {
     vst1q_f64(all, v);
     for (int i = 0; i < n; ++i) p[i] = all[i];
   }
-  static UNSHARED_INLINE void stream(double* p, Vector v) { vst1q_f64(p, v); }
   static UNSHARED_INLINE void transpose(Vector (&r)[2]) {
     const Vector p = vtrn1q_f64(r[0], r[1]), q = vtrn2q_f64(r[0], r[1]);
     r[0] = p;

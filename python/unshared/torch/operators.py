@@ -3,7 +3,8 @@
 ``torch.ops.unshared.forward``, ``grad_input`` and ``grad_weight`` are bilinear, and the derivatives
 of each are the other two (`DERIVATIVE`): backward and jvp below call operators again, so all orders
 follow. `product` is the way in. It takes one of three paths, because no single one serves all of
-PyTorch: the operator itself for the compiler, `_Transformed` for torch.func, `_Eager` otherwise.
+PyTorch: the operator itself for the compiler, `_Transformed` for torch.func, `_Eager` otherwise,
+which for ordinary tensors that nobody watches leaves out PyTorch's dispatcher (`undisturbed`).
 
 Geometry travels as the text form of a Problem: an operator's arguments are two tensors, two strings
 and a number, which is what a call through PyTorch's dispatcher can afford.
@@ -322,18 +323,9 @@ def _compute(
     face: int, first: Tensor, second: Tensor, geometry: str, order: str = "", how: int = 0
 ) -> Tensor:
     """Call the core: on the CPU with PyTorch's number of threads, on CUDA on its current stream."""
-    if first.is_conj():  # the result is allocated like it, and PyTorch would copy it for that
-        first, how = first.conj(), how ^ CONJUGATE[0]
+    options, threads = _read(geometry).problem, torch.get_num_threads()
     how = how & ~TANGENTS | HANDLED
-    result: Tensor = _core.apply(
-        face,
-        first,
-        second,
-        _read(geometry).problem,
-        order,
-        torch.get_num_threads(),
-        how,
-    )
+    result: Tensor = _core.apply(face, first, second, options, order, threads, how)
     return result
 
 
