@@ -56,26 +56,22 @@ const Level* level_in_use() {
   return level;
 }
 
-const KernelTable& table_for(Face face, Place place) {
-  if (place == Place::cuda) {
-    if (const KernelTable* table = cuda_table()) return *table;
-    throw Error(Error::Kind::unsupported, name_of(face),
-                argument_of(face, face == Face::grad_input ? Seat::y : Seat::x),
-                "arrays in CPU memory: " + std::string(cuda_state().sentence), "a CUDA array");
-  }
-  return kernel_table();
+const KernelTable& table_of(Place place) {
+  return place == Place::cuda ? cuda_table() : kernel_table();
 }
 
-// The first kernel of the list that accepts.
+// The first kernel of the list that accepts. Those of another precision than was asked for are not
+// worth a word.
 template <class Declined>
 const Kernel& choose(const KernelTable& table, const Problem& problem, Face face, DType dtype,
-                     Declined declined) {
+                     Precision precision, Declined declined) {
   const Kernel* kernel = table.list[static_cast<int>(dtype)][static_cast<int>(face)];
-  while (const char* reason = kernel->declines(problem)) {
+  for (;; ++kernel) {
+    if (kernel->precision != Precision::ieee && kernel->precision != precision) continue;
+    const char* reason = kernel->declines(problem);
+    if (reason == nullptr) return *kernel;
     declined(kernel->name, reason);
-    ++kernel;
   }
-  return *kernel;
 }
 
 struct Tensor {
@@ -127,18 +123,30 @@ void run(const Problem& problem, const Call& call) {
     throw Error(Error::Kind::value, name_of(call.face), "num_threads",
                 "a whole number of 1 or more", std::to_string(call.threads));
   check_pointers(problem, call);
-  const KernelTable& table = table_for(call.face, call.place);
+  check_place(call.face, call.place);
   if (problem.layout(result_of(call.face)).elements() == 0) return;
+  const Kernel& kernel =
+      choose(table_of(call.place), problem, call.face, call.dtype, call.precision, [](auto...) {});
+  if (call.place == Place::cuda) return cuda_run(kernel, problem, call);
   const DefaultFloats floats;
-  choose(table, problem, call.face, call.dtype, [](auto...) {}).run(problem, call);
+  kernel.run(problem, call);
 }
 
-Explanation explain(const Problem& problem, Face face, DType dtype, Place place) {
-  const KernelTable& table = table_for(face, place);
+void check_place(Face face, Place place) {
+  const CudaState state = cuda_state();
+  if (place == Place::cuda && !state.available)
+    throw Error(Error::Kind::unsupported, name_of(face),
+                argument_of(face, face == Face::grad_input ? Seat::y : Seat::x),
+                "arrays in CPU memory: " + std::string(state.sentence), "a CUDA array");
+}
+
+Explanation explain(const Problem& problem, Face face, DType dtype, Place place,
+                    Precision precision) {
+  const KernelTable& table = table_of(place);
   Explanation explanation;
   explanation.level = table.level;
   explanation.kernel =
-      choose(table, problem, face, dtype, [&](const char* name, const char* reason) {
+      choose(table, problem, face, dtype, precision, [&](const char* name, const char* reason) {
         explanation.declined.emplace_back(name, reason);
       }).name;
   return explanation;

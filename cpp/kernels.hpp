@@ -11,9 +11,13 @@ struct Kernel {
   const char* name;
   const char* (*declines)(const Problem&) noexcept;  // nullptr: it accepts; otherwise why not
   void (*run)(const Problem&, const Call&) noexcept;
+  Precision precision = Precision::ieee;  // other than ieee: only for calls that ask for it
+  // Whether it could, even where it declines because another is faster; nullptr: it declines only
+  // what it cannot do. For tests: they run every kernel on all it can do.
+  bool (*able)(const Problem&) noexcept = nullptr;
 };
 
-inline constexpr int kernels_per_list = 5;
+inline constexpr int kernels_per_list = 8;
 
 struct KernelTable {
   const char* level;  // the instruction set these kernels were compiled for
@@ -34,11 +38,15 @@ UNSHARED_DECLARE_LEVEL(v4);
 UNSHARED_DECLARE_LEVEL(neon);
 UNSHARED_DECLARE_LEVEL(baseline);
 
+// The CUDA backend (cuda/). A build without CUDA has the table, too, so that it can be explained;
+// its kernels do nothing and are never run.
 struct CudaState {
   bool built, available;
   const char* sentence;  // why not, if not
 };
 CudaState cuda_state() noexcept;
-const KernelTable* cuda_table() noexcept;  // nullptr where CUDA was not built
+const KernelTable& cuda_table() noexcept;
+// Runs a kernel of the table on the call's device and stream. Throws Error if it was not launched.
+void cuda_run(const Kernel& kernel, const Problem& problem, const Call& call);
 
 }  // namespace unshared

@@ -124,7 +124,7 @@ struct Problem {
 
 // One exception type: which operation and argument, what was expected and why, what was found.
 struct UNSHARED_API Error : std::runtime_error {
-  enum class Kind { type, value, unsupported };
+  enum class Kind { type, value, unsupported, device };
 
   Error(Kind kind, std::string operation, std::string argument, std::string expected,
         std::string found);

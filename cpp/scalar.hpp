@@ -92,8 +92,20 @@ UNSHARED_INLINE Complex<R> conjugate(Complex<R> v, bool yes) {
 
 // One link of the canonical chain. The builtins are the instruction where there is one, libm's
 // exact fma elsewhere.
-UNSHARED_INLINE float chain(float p, float q, float sum) { return __builtin_fmaf(p, q, sum); }
-UNSHARED_INLINE double chain(double p, double q, double sum) { return __builtin_fma(p, q, sum); }
+UNSHARED_INLINE float chain(float p, float q, float sum) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(p, q, sum);
+#else
+  return __builtin_fmaf(p, q, sum);
+#endif
+}
+UNSHARED_INLINE double chain(double p, double q, double sum) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(p, q, sum);
+#else
+  return __builtin_fma(p, q, sum);
+#endif
+}
 template <class R>
 UNSHARED_INLINE Complex<R> chain(Complex<R> p, Complex<R> q, Complex<R> sum) {
   sum.re = chain(p.re, q.re, sum.re);

@@ -15,6 +15,12 @@ namespace unshared {
 
 enum class Place { cpu, cuda };
 
+// The arithmetic of a call. `ieee` is the canonical chain, the same bits everywhere. The others are
+// opt-ins on CUDA to tensor cores, whose order and rounding are the hardware's own: of float32
+// inputs rounded to TF32, of three such products per product, and of half types as they are. Where
+// no such kernel takes a problem, IEEE arithmetic is used.
+enum class Precision { ieee, tf32, tf32x3, fast };
+
 // The pointers and the manner of one call. `first` and `second` are the operands in the order users
 // type them: forward (x, w) -> y, grad_input (dy, w) -> dx, grad_weight (x, dy) -> dw. Each points
 // at the element of index zero.
@@ -28,7 +34,9 @@ struct Call {
   bool accumulate = false;  // start every chain from what `result` holds instead of from zero
   bool conjugate_first = false, conjugate_second = false;
   int threads = 0;  // of the CPU; 0: as many as this process may use
-  void* stream = nullptr;  // of CUDA
+  Precision precision = Precision::ieee;
+  int device = -1;  // of CUDA; -1: the current one
+  void* stream = nullptr;  // of CUDA: a cudaStream_t of that device
 };
 
 // Computes one face. Throws Error, before anything is written, if the call cannot be done as
@@ -40,8 +48,12 @@ struct Explanation {
   std::string kernel, level;
   std::vector<std::pair<std::string, std::string>> declined;  // name, reason
 };
+// Tells of CUDA on any machine, with or without a GPU.
 UNSHARED_API Explanation explain(const Problem& problem, Face face, DType dtype,
-                                 Place place = Place::cpu);
+                                 Place place = Place::cpu, Precision precision = Precision::ieee);
+
+// Throws the Error that run() would for every call on that place: a build without CUDA, say.
+UNSHARED_API void check_place(Face face, Place place);
 
 struct BuildInfo {
   std::string version;

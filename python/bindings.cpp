@@ -151,7 +151,7 @@ class Job {
                          text_of(here));
     };
     // Before any library is asked for its stream, the core says what there is to say of CUDA.
-    if (first_.place() == Place::cuda) unshared::explain({}, face_, DType::float32, Place::cuda);
+    if (first_.place() == Place::cuda) unshared::check_place(face_, Place::cuda);
     check(second_, second_seat());
     if (out_) check(*out_, result_of(face_));
   }
@@ -191,7 +191,10 @@ class Job {
     call_.result = result.data();
     call_.conjugate_first ^= first_.conjugated();
     call_.conjugate_second ^= second_.conjugated();
-    if (call_.place == Place::cuda) call_.stream = first_.stream();
+    if (call_.place == Place::cuda) {
+      call_.device = first_.device();
+      call_.stream = first_.stream();
+    }
     const nb::gil_scoped_release others_may_run;
     unshared::run(problem_, call_);
   }
@@ -229,7 +232,8 @@ Problem described(Face face, const std::vector<std::int64_t>& first, const std::
 }
 
 void raise(const Error& error, nb::handle cause) {
-  const char* const classes[] = {"ArgumentTypeError", "ArgumentValueError", "UnsupportedError"};
+  const char* const classes[] = {"ArgumentTypeError", "ArgumentValueError", "UnsupportedError",
+                                 "DeviceError"};
   const nb::object type =
       nb::module_::import_("unshared.errors").attr(classes[static_cast<int>(error.kind)]);
   const nb::object raised =

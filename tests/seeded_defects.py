@@ -34,7 +34,7 @@ DEFECTS = [
     ),
     Defect(
         "dropped last tap",
-        "cpp/cpu/cells.hpp",
+        "cpp/cells.hpp",
         "for (; k >= 0 && k < axis.kernel && partner(k) >= 0;",
         "for (; k >= 0 && k < axis.kernel - (axis.kernel > 1) && partner(k) >= 0;",
     ),
@@ -130,7 +130,7 @@ DEFECTS = [
     ),
     Defect(
         "a shorter piece of a sweep taken for the whole",
-        "cpp/cpu/cells.hpp",
+        "cpp/cpu/share.hpp",
         "lesser(run_, whole_.loop[d].count - begin_[d])",
         "run_",
     ),

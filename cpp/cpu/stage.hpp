@@ -5,8 +5,8 @@
 // Where memory runs along another index than the lanes, squares are transposed in registers.
 #pragma once
 
-#include "cells.hpp"
 #include "lanes.hpp"
+#include "share.hpp"
 
 #if defined(UNSHARED_LANES)
 

@@ -14,8 +14,8 @@
 
 #include <utility>
 
-#include "cells.hpp"
 #include "lanes.hpp"
+#include "share.hpp"
 
 #if defined(UNSHARED_LANES)
 

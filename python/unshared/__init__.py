@@ -16,12 +16,19 @@ from typing import Any, NamedTuple, SupportsIndex, TypedDict, TypeVar, cast
 
 from unshared import _core
 from unshared._core import Problem
-from unshared.errors import ArgumentTypeError, ArgumentValueError, Error, UnsupportedError
+from unshared.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DeviceError,
+    Error,
+    UnsupportedError,
+)
 
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "BuildInfo",
+    "DeviceError",
     "Error",
     "Explanation",
     "Problem",

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import Self
 
-__all__ = ["ArgumentTypeError", "ArgumentValueError", "Error", "UnsupportedError"]
+__all__ = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "DeviceError",
+    "Error",
+    "UnsupportedError",
+]
 
 
 class Error(Exception):
@@ -50,3 +56,7 @@ class ArgumentValueError(Error, ValueError):
 
 class UnsupportedError(Error, NotImplementedError):
     """A meaningful call that this build or this machine cannot do."""
+
+
+class DeviceError(Error, RuntimeError):
+    """A GPU that refuses work: a failed launch, or an error that earlier work left behind."""

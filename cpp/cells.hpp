@@ -3,16 +3,13 @@
 //
 // Along an axis, the taps that join a cell to its partners (inputs of an output, outputs of an
 // input) form an arithmetic progression; so the sum of one result element is a nest of a few loops
-// with constant strides, whose order is the canonical order. This file finds those progressions and
-// walks the cells; the kernels do the arithmetic.
+// with constant strides, whose order is the canonical order. This file finds those progressions;
+// the kernels do the arithmetic. Host and device text in one.
 #pragma once
 
-#include "../kernels.hpp"
-#include "../reference.hpp"
-#include "../threads.hpp"
+#include "reference.hpp"
 
 namespace unshared {
-namespace {
 
 using std::int64_t;
 
@@ -83,64 +80,6 @@ struct Nest {
   }
 };
 
-// A nest cut into boxes of at most `most` steps, in order; a box is a nest of as many loops.
-struct Pieces {
-  Nest part;
-  int64_t first = 0, second = 0;  // the offsets of the box
-
-  UNSHARED_INLINE Pieces(const Nest& nest, int64_t most) : whole_(nest) {
-    int64_t inner = nest.total();
-    left_ = inner > 0;
-    if (!left_) return;
-    if (inner <= most) {
-      run_ = nest.loop[0].count;
-      single_ = true;
-      part = nest;
-      return;
-    }
-    while (cut_ < nest.depth) {
-      inner /= nest.loop[cut_].count;
-      if (inner <= most) break;
-      ++cut_;
-    }
-    // Boxes of like size.
-    const int64_t count = nest.loop[cut_].count;
-    const int64_t longest = lesser(greater(most / inner, 1), count);
-    run_ = ceil_div(count, ceil_div(count, longest));
-    single_ = cut_ == 0 && run_ == count;
-    find();
-  }
-  UNSHARED_INLINE bool none() const { return !left_ && begin_[0] == 0; }
-  UNSHARED_INLINE bool more() const { return left_; }
-  UNSHARED_INLINE bool single() const { return single_; }
-  UNSHARED_INLINE void next() {
-    int d = cut_;
-    for (; d >= 0; --d) {
-      begin_[d] += d == cut_ ? run_ : 1;
-      if (begin_[d] < whole_.loop[d].count) break;
-      if (d > 0) begin_[d] = 0;
-    }
-    left_ = d >= 0;
-    if (left_) find();
-  }
-
- private:
-  UNSHARED_INLINE void find() {
-    part = whole_;
-    first = second = 0;
-    for (int d = 0; d <= cut_; ++d) {
-      first += begin_[d] * whole_.loop[d].first;
-      second += begin_[d] * whole_.loop[d].second;
-      part.loop[d].count = d < cut_ ? 1 : lesser(run_, whole_.loop[d].count - begin_[d]);
-    }
-  }
-
-  const Nest& whole_;
-  int cut_ = 0;
-  int64_t run_ = 1, begin_[max_axes + 1] = {};
-  bool left_ = false, single_ = false;
-};
-
 // A cell and its reach along every axis. Cells are walked in row-major order; only what changed is
 // found anew.
 class Cell {
@@ -188,51 +127,4 @@ class Cell {
   const bool by_input_;
 };
 
-// Shares out `items` of equal work on as many threads as the call's multiplications are worth.
-UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t items, Body body,
-                           const void* context) {
-  constexpr double worth_a_run = 2e5;  // multiplications: some 4 microseconds at full speed
-  double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
-                static_cast<double>(problem.out_channels);
-  for (int s = 0; s < problem.axis_count; ++s)
-    work *=
-        static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
-  int threads = call.threads > 0 ? call.threads : default_threads();
-  const double worth_a_thread = multiplications_worth_a_thread();
-  while (threads > 1 && work < worth_a_thread * threads) --threads;
-  const double run = worth_a_run / (work / static_cast<double>(items) + 1);
-  const int64_t fair = ceil_div(items, int64_t{8} * threads);
-  parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads, body,
-           context);
-}
-
-// Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many
-// threads as the work (in multiplications) is worth. Worker is made once per run of cells, on the
-// worker's own stack.
-template <class Worker>
-struct Walk {
-  const Problem& problem;
-  const Call& call;
-  int64_t parts;
-
-  static void body(const void* context, int64_t begin, int64_t end) noexcept {
-    const Walk& walk = *static_cast<const Walk*>(context);
-    Worker worker(walk.problem, walk.call, walk.parts);
-    int64_t flat = begin / walk.parts, part = begin % walk.parts;
-    Cell cell(walk.problem, walk.call.face, flat);
-    for (int64_t item = begin; item < end; ++item) {
-      worker.compute(cell, part);
-      if (++part == walk.parts) {
-        part = 0;
-        cell.advance();
-      }
-    }
-  }
-
-  UNSHARED_INLINE void run() const {
-    share(problem, call, Cell::count(problem, call.face) * parts, body, this);
-  }
-};
-
-}  // namespace
 }  // namespace unshared

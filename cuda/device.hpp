@@ -1,0 +1,66 @@
+// What kernels are written against. A kernel is a value: a struct of parameters with a body,
+//
+//     struct SomeKernel {
+//       static constexpr int threads = 128;           // of one block
+//       static constexpr int blocks_per_processor = 4;  // that must fit at least (registers)
+//       ...                                           // parameters: passed by value
+//       template <class Thread> UNSHARED_DEVICE void operator()(Thread& t) const;
+//     };
+//
+// and its body asks nothing of the machine but through `t`, its thread. thread.hpp has the Thread of
+// CUDA; tests/emulator/ has one that runs the same text on a CPU and checks every access. Both have
+// these members:
+//
+//     int index()                                 0 .. threads-1 within the block
+//     int64 block(), int64 blocks()               which block of how many
+//     std::byte* shared()                         the block's shared memory, aligned to 128 bytes
+//     void sync()                                 a barrier of the block; all its threads arrive
+//     void sync_warp()                            of the 32 threads of a warp
+//     V    shuffle(V v, int lane)                 the v of that lane of the warp; all take part
+//     V    load(const V* p)                       from global memory that nobody writes meanwhile
+//     V    load_once(const V* p)                  the same for data no other block reads: a weight
+//     void store(V* p, V v)                       to global memory
+//     V    load_shared(const V* p)                shared memory
+//     void store_shared(V* p, V v)
+//     void copy<bytes>(void* shared, const void* global)    begin an asynchronous copy: 4, 8 or 16
+//     void commit()                               bytes; close a group of copies begun so far;
+//     void wait<pending>()                        wait for all but the latest `pending` groups
+//                                                 (of this thread: others see them after a sync())
+//
+// V is a scalar or a Pack of at most 16 bytes; addresses are multiples of its size. A result that a
+// call accumulates onto is read with `load_result(const V* p)`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../cpp/kernels.hpp"
+#include "../cpp/reference.hpp"
+
+#if defined(__CUDACC__)
+#define UNSHARED_DEVICE __device__ __forceinline__
+#else
+#define UNSHARED_DEVICE inline
+#endif
+
+namespace unshared::cuda {
+
+// n values that move together.
+template <class T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T at[n];
+};
+
+inline constexpr std::int64_t max_blocks = 2147483647;  // of a grid
+
+template <class T>
+reference::Operands<T> operands_of(const Call& call) {
+  return {static_cast<const T*>(call.first),
+          static_cast<const T*>(call.second),
+          static_cast<T*>(call.result),
+          call.accumulate,
+          call.conjugate_first,
+          call.conjugate_second};
+}
+
+}  // namespace unshared::cuda

@@ -1,0 +1,26 @@
+// The list of kernels of every dtype and face, over a Device: what starts a kernel's blocks. Devices
+// are CUDA (launch.hpp), the emulator of the tests, and, in builds without CUDA, none (absent.cpp).
+// A Device has
+//
+//     static void launch(const auto& kernel, int64 blocks, int64 shared_bytes, const Call&) noexcept
+#pragma once
+
+#include "../cpp/scalar.hpp"
+#include "reference.hpp"
+
+namespace unshared::cuda {
+
+constexpr const char* accepts(const Problem&) noexcept { return nullptr; }
+
+// Fills in the kernels of one face. The first that accepts runs.
+template <class Device, Face face>
+void fill(KernelTable& table) {
+  for (int d = 0; d < dtype_count; ++d)
+    visit(static_cast<DType>(d), [&](auto type) {
+      using T = typename decltype(type)::type;
+      Kernel* at = table.list[d][static_cast<int>(face)];
+      *at++ = {"reference", accepts, run_reference<Device, T, face>};
+    });
+}
+
+}  // namespace unshared::cuda
