@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -11,6 +12,21 @@
 namespace unshared {
 
 inline constexpr std::int64_t margin = 64;  // elements on either side that must stay as they are
+
+// Memory that begins where a GPU's would: at a whole line of a cache.
+template <class T>
+struct Lines {
+  using value_type = T;
+  static constexpr std::align_val_t line{128};
+  Lines() = default;
+  template <class U>
+  Lines(const Lines<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), line)); }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, line); }
+  bool operator==(const Lines&) const = default;
+};
+template <class T>
+using Cells = std::vector<T, Lines<T>>;
 
 // An array with room for the layout's elements and margins; data() points at the element of index
 // zero.
@@ -27,7 +43,7 @@ class Array {
     cells_.resize(static_cast<std::size_t>(high - low + 1 + 2 * margin));
   }
   T* data() { return cells_.data() + zero_; }
-  std::vector<T>& cells() { return cells_; }
+  Cells<T>& cells() { return cells_; }
 
   // Numbers of both signs and many magnitudes, the same on every platform: no library function
   // takes part.
@@ -46,12 +62,16 @@ class Array {
         cell = round_to<T>(one);
     }
   }
+  // Bytes that are a NaN, margins included.
+  void fill_with_nan() {
+    std::memset(static_cast<void*>(cells_.data()), 0xff, cells_.size() * sizeof(T));
+  }
   bool same_bits(const Array& other) const {
     return std::memcmp(cells_.data(), other.cells_.data(), cells_.size() * sizeof(T)) == 0;
   }
 
  private:
-  std::vector<T> cells_;
+  Cells<T> cells_;
   std::int64_t zero_ = 0;
 };
 

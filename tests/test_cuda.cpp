@@ -1,6 +1,6 @@
 // The CUDA kernels' own text, run by the emulator (emulator/), equals the reference bit for bit on
-// random real data: all cases that are small enough, all dtypes, faces, accumulation and
-// conjugation. No tolerance. Nothing outside the result is written.
+// random real data: all cases that are small enough, all dtypes, faces, accumulation, conjugation,
+// and orders in which threads take turns. No tolerance. Nothing outside the result is written.
 #include <doctest/doctest.h>
 
 #include <set>
@@ -37,6 +37,24 @@ void define(const Problem& problem, const Call& call) {
   }
 }
 
+// What one kernel does with one call: it keeps all rules of the emulator and leaves the bits that
+// the definition leaves.
+template <class T>
+void compare(const Kernel& kernel, const Problem& problem, Call call, const Array<T>& start,
+             const Array<T>& expected, emulator::Order order) {
+  Array<T> found = start;
+  call.result = found.data();
+  emulator::Watch watch(problem, call, order);
+  kernel.run(problem, call);
+  const auto about = [&] {
+    return std::string(kernel.name) + " " + name_of(call.face) + " " + name_of(call.dtype) +
+           (call.accumulate ? " accumulating" : "") + (call.conjugate_first ? " conj1" : "") +
+           (call.conjugate_second ? " conj2" : "") + " on " + to_string(problem);
+  };
+  if (!watch.failure().empty()) FAIL_CHECK(about() << ": " << watch.failure());
+  if (!found.same_bits(expected)) FAIL_CHECK(about() << ": other bits than the definition's");
+}
+
 template <class T>
 void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::string>& compared) {
   const Seat result_seat = result_of(face);
@@ -44,8 +62,9 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
   std::mt19937_64 random(hash(problem));
   Array<T> first(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
       second(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
-      start(problem.layout(result_seat));
-  for (Array<T>* array : {&first, &second, &start}) array->fill(random);
+      sums(problem.layout(result_seat)), nothing = sums;
+  for (Array<T>* array : {&first, &second, &sums}) array->fill(random);
+  nothing.fill_with_nan();
 
   const int conjugations = Scalar<T>::parts == 2 ? 4 : 1;
   for (int manner = 0; manner < 2 * conjugations; ++manner) {
@@ -55,6 +74,7 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
     call.accumulate = manner % 2 == 1;
     call.conjugate_first = manner / 2 % 2 == 1;
     call.conjugate_second = manner / 4 == 1;
+    const Array<T>& start = call.accumulate ? sums : nothing;
     Array<T> expected = start;
     call.result = expected.data();
     define<T>(problem, call);
@@ -63,13 +83,9 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
     for (; kernel->name != nullptr; ++kernel) {
       if (kernel->precision != Precision::ieee) continue;
       if (kernel->able ? !kernel->able(problem) : kernel->declines(problem) != nullptr) continue;
-      Array<T> found = start;
-      call.result = found.data();
-      kernel->run(problem, call);
       compared.insert(kernel->name);
-      CHECK_MESSAGE(found.same_bits(expected), std::string(kernel->name), " ",
-                    std::string(name_of(face)), " ", std::string(name_of(dtype)),
-                    " manner=", manner, " on ", to_string(problem));
+      for (const emulator::Order order : emulator::orders)
+        compare<T>(*kernel, problem, call, start, expected, order);
     }
   }
 }
