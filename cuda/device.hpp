@@ -43,6 +43,15 @@
 #define UNSHARED_DEVICE inline
 #endif
 
+// Before a loop of a kernel: unrolled that many times on a device. (Loops of constant length over
+// registers are unrolled anyway.)
+#if defined(__CUDA_ARCH__)
+#define UNSHARED_PRAGMA(text) _Pragma(#text)
+#define UNSHARED_UNROLL(n) UNSHARED_PRAGMA(unroll n)
+#else
+#define UNSHARED_UNROLL(n)
+#endif
+
 namespace unshared::cuda {
 
 // n values that move together.
