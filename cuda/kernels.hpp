@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../cpp/scalar.hpp"
+#include "lanes.hpp"
 #include "reference.hpp"
 
 namespace unshared::cuda {
@@ -19,6 +20,8 @@ void fill(KernelTable& table) {
     visit(static_cast<DType>(d), [&](auto type) {
       using T = typename decltype(type)::type;
       Kernel* at = table.list[d][static_cast<int>(face)];
+      *at++ = {"lanes", lanes_declines<T, face>, run_lanes<Device, T, face>, Precision::ieee,
+               lanes_able<T, face>};
       *at++ = {"reference", accepts, run_reference<Device, T, face>};
     });
 }
