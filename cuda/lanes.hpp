@@ -132,7 +132,7 @@ struct LanesGather {
   std::int64_t first_sample, second_channel, result_sample, result_channel;
   Distances first_rows, second_columns;
   Index summed;  // channels, outside of the taps or inside
-  bool summed_inside, once;  // once: nobody else reads the same weights
+  bool summed_inside, read_once;  // nobody else reads the same weights
   Loop loop[reaching_axes + 1];  // outermost first
   std::int64_t units;
 
@@ -180,15 +180,21 @@ struct LanesGather {
     Sums sum = {};
     if (operands.accumulate)
       each([&](int m, int v, T* at) { sum[m][v] = widen(t.load_result(at)); });
-    add(t, sum,
-        {displaced(displaced(operands.first, row.begin * first_sample), first),
-         displaced(displaced(operands.second, column.begin * second_channel), second)},
-        count);
+    const At at{displaced(displaced(operands.first, row.begin * first_sample), first),
+                displaced(displaced(operands.second, column.begin * second_channel), second)};
+    if (read_once)
+      add<true>(t, sum, at, count);
+    else
+      add<false>(t, sum, at, count);
     each([&](int m, int v, T* at) { t.store(at, round_to<T>(sum[m][v])); });
   }
 
-  // The chain. Three taps are read together: as many as most kernels have along their last axis.
-  template <class Thread>
+  // So many taps are read before the first of them is used: three if registers allow, as most
+  // kernels have that many along their last axis.
+  static constexpr int together = (rows + columns) * int{sizeof(Sum)} <= 16 ? 3 : 2;
+
+  // The chain.
+  template <bool once, class Thread>
   UNSHARED_DEVICE void add(Thread& t, Sums& sum, At at0, const Index* count) const {
     const Index n0 = summed_inside ? count[0] : summed;
     const Index n1 = summed_inside ? count[1] : count[0];
@@ -200,13 +206,13 @@ struct LanesGather {
         At at2 = at1;
         for (Index i2 = 0; i2 < n2; ++i2, loop[2].move(at2)) {
           At at3 = at2;
-          UNSHARED_UNROLL(3)
-          for (Index i3 = 0; i3 < n3; ++i3, loop[3].move(at3)) add(t, sum, at3);
+          UNSHARED_UNROLL(together)
+          for (Index i3 = 0; i3 < n3; ++i3, loop[3].move(at3)) add<once>(t, sum, at3);
         }
       }
     }
   }
-  template <class Thread>
+  template <bool once, class Thread>
   UNSHARED_DEVICE void add(Thread& t, Sums& sum, const At& at) const {
     const T* first[rows] = {at.first};
     const T* second[columns] = {at.second};
@@ -318,6 +324,7 @@ struct LanesWeight {
     Offset from[rows];
     std::uint32_t inside = 0;  // the rows that have a chain
     Row r = row_at(row);
+    UNSHARED_UNROLL(rows)
     for (int m = 0; m < rows; ++m, advance(r)) {
       Offset source = first + static_cast<Offset>(r.a) * first_in;
       const bool found = row + m < all_rows && find(r, begin, source);
@@ -331,6 +338,7 @@ struct LanesWeight {
           displaced(displaced(operands.second, column.begin * second_channel), second));
 
     r = row_at(row);
+    UNSHARED_UNROLL(rows)
     for (int m = 0; m < rows; ++m, advance(r))
       each(m, r, [&](int v, T* at) {
         if ((inside >> m & 1) == 0)
@@ -441,7 +449,7 @@ K gather_of(const Problem& p, const LaneOrder& order, const Call& call) {
   k.samples = decltype(k.samples)::of(p.batch);
   k.channels = decltype(k.channels)::of(forward ? p.out_channels : p.in_channels);
   fill_common<K, T>(k, order, call, k.samples.blocks.by);
-  k.once = k.samples.blocks.by == 1 && !k.channels.repeats();
+  k.read_once = k.samples.blocks.by == 1 && !k.channels.repeats();
   k.samples.blocks = Divider<K::wide>::of(k.samples.blocks.by, k.units);
   k.first_sample = bytes_of<T>(forward ? p.x_batch_stride : p.y_batch_stride);
   k.second_channel = bytes_of<T>(forward ? p.w_out_stride : p.w_in_stride);
@@ -525,12 +533,12 @@ bool lanes_able(const Problem&) noexcept {
   return true;
 }
 
-// Whether to expect the most of it: weights run along the lanes, or a place has so few that a warp
-// needs most of what it touches anyway.
+// Whether to expect the most of it: weights run along the lanes, but for a few channels of each, or
+// a place has so few that a warp needs most of what it touches anyway.
 inline bool lanes_suits(const Problem& p, Face face) {
   const LaneOrder order(p, face, 1);
   if (order.cells() < 32) return false;
-  return order.lane_stride() == 1 || taps_of(p) * p.in_channels * p.out_channels <= 32;
+  return order.lane_stride() <= 4 || taps_of(p) * p.in_channels * p.out_channels <= 32;
 }
 
 template <class T, Face face>

@@ -26,42 +26,86 @@ void define(const Problem& problem, const Call& call) {
   }
 }
 
+using emulator::Order;
+using emulator::Watch;
+
+template <class T, Face face>
+class Bench {
+ public:
+  Bench(const Problem& problem, DType dtype)
+      : problem_(problem),
+        dtype_(dtype),
+        first_(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
+        second_(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
+        sums_(problem.layout(result_of(face))),
+        nothing_(sums_) {
+    std::mt19937_64 random(hash(problem));
+    for (Array<T>* array : {&first_, &second_, &sums_}) array->fill(random);
+    nothing_.fill_with_nan();
+  }
+
+  void compare() {
+    if (problem_.layout(result_of(face)).elements() == 0) return;
+    for (bool accumulate : {false, true}) {
+      Call call{face, dtype_, Place::cuda};
+      call.first = first_.data();
+      call.second = second_.data();
+      call.accumulate = accumulate;
+      call.conjugate_second = accumulate;
+      Array<T> expected = accumulate ? sums_ : nothing_;
+      call.result = expected.data();
+      define<T, face>(problem_, call);
+      compare<LaneTile::few>(call, expected);
+      compare<LaneTile::single>(call, expected);
+      compare<LaneTile::small>(call, expected);
+    }
+  }
+
+  // What a call without accumulation would cost.
+  template <LaneTile tile>
+  emulator::Counters count() {
+    Call call{face, dtype_, Place::cuda};
+    call.first = first_.data();
+    call.second = second_.data();
+    Array<T> found = nothing_;
+    call.result = found.data();
+    Watch watch(problem_, call, Order::forward, Watch::Counting::on);
+    cuda::launch_lanes<emulator::Emulator, T, face, tile>(problem_, call);
+    CHECK(watch.failure() == "");
+    return watch.counters();
+  }
+
+ private:
+  template <LaneTile tile>
+  void compare(Call call, const Array<T>& expected) {
+    if (!cuda::lanes_fit<T, face>(tile, problem_)) return;
+    Array<T> found = call.accumulate ? sums_ : nothing_;
+    call.result = found.data();
+    Watch watch(problem_, call, call.accumulate ? Order::backward : Order::forward);
+    cuda::launch_lanes<emulator::Emulator, T, face, tile>(problem_, call);
+    const auto about = [&] {
+      return "tile " + std::to_string(static_cast<int>(tile)) + " " + name_of(face) + " " +
+             name_of(dtype_) + (call.accumulate ? " accumulating" : "") + " on " +
+             to_string(problem_);
+    };
+    if (!watch.failure().empty()) FAIL_CHECK(about() << ": " << watch.failure());
+    if (!found.same_bits(expected)) FAIL_CHECK(about() << ": other bits than the definition's");
+  }
+
+  const Problem problem_;
+  const DType dtype_;
+  Array<T> first_, second_, sums_, nothing_;
+};
+
 template <class T, Face face>
 void compare(const Problem& problem, DType dtype) {
-  if (problem.layout(result_of(face)).elements() == 0) return;
-  std::mt19937_64 random(hash(problem));
-  Array<T> first(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
-      second(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
-      start(problem.layout(result_of(face)));
-  for (Array<T>* array : {&first, &second, &start}) array->fill(random);
-  for (bool accumulate : {false, true}) {
-    Call call{face, dtype, Place::cuda};
-    call.first = first.data();
-    call.second = second.data();
-    call.accumulate = accumulate;
-    call.conjugate_second = accumulate;
-    Array<T> expected = start;
-    call.result = expected.data();
-    define<T, face>(problem, call);
-    const auto run = [&]<LaneTile tile>() {
-      if (!cuda::lanes_fit<T, face>(tile, problem)) return;
-      Array<T> found = start;
-      call.result = found.data();
-      cuda::launch_lanes<emulator::Emulator, T, face, tile>(problem, call);
-      CHECK_MESSAGE(found.same_bits(expected), "tile ", static_cast<int>(tile), " ",
-                    std::string(name_of(face)), " ", std::string(name_of(dtype)),
-                    " accumulate=", accumulate, " on ", to_string(problem));
-    };
-    run.template operator()<LaneTile::few>();
-    run.template operator()<LaneTile::single>();
-    run.template operator()<LaneTile::small>();
-  }
+  Bench<T, face>(problem, dtype).compare();
 }
 
 }  // namespace
 
 TEST_CASE("every tile of kernel lanes equals the reference bit for bit") {
-  constexpr double most_flops = 4e4;
+  constexpr double most_flops = 3e5;
   for (const std::string& line : cases_of(UNSHARED_CASES)) {
     const Problem problem = parse_problem(line);
     if (problem.flops() > most_flops) continue;
@@ -73,4 +117,87 @@ TEST_CASE("every tile of kernel lanes equals the reference bit for bit") {
         compare<T, Face::grad_weight>(problem, static_cast<DType>(d));
       });
   }
+}
+
+// Weights cross once where the batch fits a tile, in whole sectors; samples beyond cost one reading
+// more for every block of them.
+TEST_CASE("kernel lanes reads each weight once, and neighbours in memory together") {
+  const auto counts = [](const char* text) {
+    const Problem p = parse_problem(text);
+    struct {
+      emulator::Counters forward, grad_input, grad_weight;
+    } found{Bench<float, Face::forward>(p, DType::float32).template count<LaneTile::few>(),
+            Bench<float, Face::grad_input>(p, DType::float32).template count<LaneTile::few>(),
+            Bench<float, Face::grad_weight>(p, DType::float32).template count<LaneTile::few>()};
+    return found;
+  };
+  // 4 x 64 places, 6 x 66 pixels: places are whole warps, pixels are not.
+  const auto places = counts("n8 a4>b8 i6x66 k3x3 w:bako");
+  CHECK(places.forward.second.most == 1);
+  CHECK(places.forward.second.moved_per_byte() == 1);
+  CHECK(places.forward.stores.moved_per_byte() == 1);
+  CHECK(places.forward.first.moved_per_byte() < 1.4);
+  CHECK(places.grad_input.second.most == 1);
+  CHECK(places.grad_input.second.moved_per_byte() < 1.6);
+  CHECK(places.grad_input.stores.moved_per_byte() < 1.3);
+  CHECK(places.grad_weight.stores.most == 1);
+  CHECK(places.grad_weight.stores.moved_per_byte() == 1);
+  CHECK(places.grad_weight.second.moved_per_byte() == 1);
+  // Depthwise with channels innermost: lanes are groups.
+  const auto groups = counts("n8 a64>b64 g64 i5x6 k3x3 x:nia y:nob w:oakb");
+  CHECK(groups.forward.second.most == 4);  // the tile's four columns coincide, in one cache line
+  CHECK(groups.forward.second.moved_per_byte() == 1);
+  CHECK(groups.forward.first.moved_per_byte() == 1);
+  CHECK(groups.forward.stores.moved_per_byte() == 1);
+  CHECK(groups.grad_input.second.moved_per_byte() == 1);
+  CHECK(groups.grad_input.stores.moved_per_byte() == 1);
+  CHECK(groups.grad_weight.stores.moved_per_byte() == 1);
+  // Two and a half blocks of samples.
+  CHECK(counts("n20 a2>b4 i6x34 k3x3 w:bako").forward.second.most == 3);
+}
+
+// Strides of any sign, and of none: views that a text form cannot state.
+TEST_CASE("kernel lanes follows negative and zero strides") {
+  for (const char* text : {"n3 a2>b3 i9x10 k3x2 s2x1 d1x2 p1 w:bako", "n5 a4>b6 g2 i33 k4 e2 p3",
+                           "n2 a5>b4 i6x7 k1x1 w:bako", "n4 a1>b2 i3x4x5 k2x1x3 p1x0x2"}) {
+    Problem problem = parse_problem(text);
+    for (int s = 0; s < problem.axis_count; ++s) {
+      Axis& axis = problem.axes[s];
+      if (s % 2 == 0) axis.x_stride = -axis.x_stride;
+      axis.w_tap_stride = -axis.w_tap_stride;
+      if (s % 2 == 1) axis.w_place_stride = -axis.w_place_stride;
+      axis.y_stride = -axis.y_stride;
+    }
+    problem.w_in_stride = -problem.w_in_stride;
+    problem.y_channel_stride = -problem.y_channel_stride;
+    compare<float, Face::forward>(problem, DType::float32);
+    compare<Complex<float>, Face::grad_input>(problem, DType::complex64);
+    compare<Half, Face::grad_weight>(problem, DType::float16);
+    problem.x_batch_stride = 0;
+    compare<double, Face::forward>(problem, DType::float64);
+    compare<BFloat16, Face::grad_weight>(problem, DType::bfloat16);
+  }
+}
+
+TEST_CASE("a Divider divides") {
+  for (std::int64_t by : {1, 2, 3, 7, 28, 64, 641, 65537, 1 << 30, 2147483647})
+    for (std::int64_t near : {std::int64_t{0}, by, 7 * by, max_extent / by * by, max_extent})
+      for (std::int64_t n = near - 2; n <= near + 2; ++n)
+        if (n >= 0 && n <= max_extent)
+          CHECK(cuda::Divider<false>::of(by, max_extent)(static_cast<std::int32_t>(n)) == n / by);
+  const std::int64_t large = std::int64_t{1} << 40;
+  for (std::int64_t by : {std::int64_t{1}, std::int64_t{3}, large - 1})
+    CHECK(cuda::Divider<true>::of(by, large)(large) == large / by);
+}
+
+TEST_CASE("kernel lanes suits few channels and weights that run along places or groups") {
+  const auto suits = [](const char* text) {
+    return cuda::lanes_suits(parse_problem(text), Face::forward);
+  };
+  CHECK(suits("n8 a16>b16 i14x15 k3x3 w:bako"));
+  CHECK(suits("n8 a5>b2 i14x15 k3x3 w:kaob"));  // two neighbours, then the next place
+  CHECK(suits("n8 a64>b64 g64 i14x15 k3x3 x:nia y:nob w:oakb"));
+  CHECK(suits("n8 a1>b2 i90 k3 w:oakb"));
+  CHECK(!suits("n8 a16>b16 i14x15 k3x3 w:oakb"));
+  CHECK(!suits("n8 a16>b16 i4x5 k3x3 w:bako"));
 }
