@@ -2,8 +2,10 @@
 // all small cases and on others that only this kernel finds hard. Small problems would select the
 // small tile alone; here every tile gets every problem.
 #include <doctest/doctest.h>
+#include <sys/mman.h>
 
 #include <string>
+#include <vector>
 
 #include "../cuda/lanes.hpp"
 #include "arrays.hpp"
@@ -163,6 +165,10 @@ TEST_CASE("kernel lanes follows negative and zero strides") {
     Problem problem = parse_problem(text);
     for (int s = 0; s < problem.axis_count; ++s) {
       Axis& axis = problem.axes[s];
+      if (s == 0 && problem.grouped) {  // goes with the channels
+        axis.y_stride = -axis.y_stride;
+        continue;
+      }
       if (s % 2 == 0) axis.x_stride = -axis.x_stride;
       axis.w_tap_stride = -axis.w_tap_stride;
       if (s % 2 == 1) axis.w_place_stride = -axis.w_place_stride;
@@ -176,6 +182,87 @@ TEST_CASE("kernel lanes follows negative and zero strides") {
     problem.x_batch_stride = 0;
     compare<double, Face::forward>(problem, DType::float64);
     compare<BFloat16, Face::grad_weight>(problem, DType::bfloat16);
+  }
+}
+
+namespace {
+
+// Floats far apart, in memory that is mapped but hardly ever touched.
+class Sparse {
+ public:
+  explicit Sparse(const Layout& layout) : bytes_(sizeof(float)) {
+    for (int d = 0; d < layout.rank; ++d)
+      bytes_ += static_cast<std::size_t>((layout.shape[d] - 1) * layout.stride[d]) * sizeof(float);
+    memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    REQUIRE(memory_ != MAP_FAILED);
+    for (std::int64_t e = 0; e < layout.elements(); ++e) {
+      std::int64_t rest = e, at = 0;
+      for (int d = layout.rank - 1; d >= 0; --d) {
+        at += rest % layout.shape[d] * layout.stride[d];
+        rest /= layout.shape[d];
+      }
+      offsets_.push_back(at);
+    }
+  }
+  ~Sparse() { munmap(memory_, bytes_); }
+  Sparse(const Sparse&) = delete;
+  Sparse& operator=(const Sparse&) = delete;
+
+  float* data() { return static_cast<float*>(memory_); }
+  void fill() {
+    for (std::size_t e = 0; e < offsets_.size(); ++e)
+      data()[offsets_[e]] = 1 + static_cast<float>(e * e % 61) / 7;
+  }
+  std::vector<float> values() {
+    std::vector<float> all;
+    for (const std::int64_t at : offsets_) all.push_back(data()[at]);
+    return all;
+  }
+
+ private:
+  std::size_t bytes_;
+  void* memory_;
+  std::vector<std::int64_t> offsets_;
+};
+
+template <Face face, LaneTile tile>
+void compare_far(const Problem& problem) {
+  Sparse first(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
+      second(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
+      expected(problem.layout(result_of(face))), found(problem.layout(result_of(face)));
+  first.fill();
+  second.fill();
+  Call call{face, DType::float32, Place::cuda};
+  call.first = first.data();
+  call.second = second.data();
+  call.result = expected.data();
+  define<float, face>(problem, call);
+  call.result = found.data();
+  Watch watch(problem, call, Order::forward);
+  cuda::launch_lanes<emulator::Emulator, float, face, tile>(problem, call);
+  CHECK(watch.failure() == "");
+  CHECK(found.values() == expected.values());
+}
+
+}  // namespace
+
+// Offsets of lanes beyond 2^31 bytes, which still count from one address modulo 2^32, and beyond.
+TEST_CASE("kernel lanes reaches further than 4 GiB") {
+  for (const std::int64_t apart : {std::int64_t{180} << 20, std::int64_t{1} << 31}) {
+    Problem p = parse_problem("n2 a2>b3 i5x6 k2x3 p1x0 w:bako");
+    Axis& axis = p.axes[0];
+    axis.x_stride = axis.y_stride = axis.w_place_stride = apart;
+    axis.w_tap_stride = apart / 4;
+    const bool narrow = cuda::lanes_fit<float, Face::forward>(LaneTile::few, p);
+    CHECK(narrow == (apart < 1 << 30));
+    compare_far<Face::forward, LaneTile::small>(p);
+    compare_far<Face::grad_input, LaneTile::small>(p);
+    compare_far<Face::grad_weight, LaneTile::small>(p);
+    if (!narrow) continue;
+    compare_far<Face::forward, LaneTile::few>(p);
+    compare_far<Face::grad_input, LaneTile::few>(p);
+    compare_far<Face::grad_weight, LaneTile::few>(p);
   }
 }
 
