@@ -21,11 +21,13 @@ from arrays import (
     FLOAT32,
     FLOAT64,
     LAYOUTS,
+    MARGIN,
     guarded_input,
     is_half,
 )
 from capsules import CUDA, MANAGED, Producer
 from cases import CASES, OPERANDS, Case, parse
+from device import Host, compare, random_case
 
 CASE = parse("n3 a4>b6 g2 i7x8 k3x2 s2x1 p1x0")
 without_gpu = pytest.mark.skipif(
@@ -168,6 +170,37 @@ def test_cupy_protocol() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [check.__name__ for check in cupy_standin.CHECKS]
+
+
+# --- the means of test_gpu.py and check_gpu.py ----------------------------------------------------
+
+
+class _Faulty(Host):
+    """Brings back a wrong bit, so many bytes from the middle."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._at = at
+
+    def get(self, address: int, data: np.ndarray) -> None:
+        super().get(address, data)
+        data[self._at] ^= 1
+
+
+def test_comparison_sees_every_bit(face: str, dtype: np.dtype, rng: np.random.Generator) -> None:
+    said = compare(Host(), face, CASE, dtype, rng, accumulate=True)
+    assert said.level in unshared.build_info()["isa_built"]
+    inside, before = MARGIN * dtype.itemsize, MARGIN * dtype.itemsize - 1
+    for at, words in ((inside, "differ"), (before, "outside"), (-1, "outside"), (0, "outside")):
+        with pytest.raises(AssertionError, match=words):
+            compare(_Faulty(at), face, CASE, dtype, rng)
+
+
+def test_random_cases_are_legal() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        case = random_case(rng)
+        assert min(case.out) >= 1 and parse(str(case)) == case
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def forward(
     array (N, C_out, *out)
         `out`, or a new array of the library and on the device of x, in the memory order of x. A JAX
         array is row-major; a library that cannot make arrays (no ``__array_namespace__``), or whose
-        arrays are immutable, receives a NumPy array. (On a GPU these need `out`, JAX `unshared.jax`.)
+        arrays are immutable, receives a NumPy array (on a GPU: needs `out`; JAX: `unshared.jax`).
 
     Raises
     ------
@@ -114,7 +114,7 @@ def forward(
     UnsupportedError, a NotImplementedError
         What this build or this machine cannot do.
     DeviceError, a RuntimeError
-        A GPU that refuses the work, be it for an error of an earlier operation, of whatever library.
+        A GPU that refuses the work, be it for an error of an earlier operation of any library.
     MemoryError
         No memory for the result.
 
