@@ -77,8 +77,9 @@ sanitize: $(VENV)/with-test doctest  ## C++ and Python tests under AddressSaniti
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(abspath build/sanitize-site) \
 	  $(PY) -m pytest $(PYTEST)
 
-gpu-test:  ## the tests on an NVIDIA GPU: not yet, CUDA kernels are not part of this version
-	@echo "CUDA kernels are not part of this version: there is nothing to test on a GPU."; exit 1
+gpu-test: $(VENV)/installed $(VENV)/with-test doctest  ## on a machine with a GPU: bits, streams, graphs, adapters, sanitizer
+	cmake --preset gpu $(CONFIGURE) && cmake --build --preset gpu || echo "its C++ tests are not run"
+	$(PY) tests/check_gpu.py
 
 bench: $(VENV)/installed $(VENV)/with-bench  ## time the three faces on this machine
 	$(PY) -m unshared bench

@@ -101,10 +101,13 @@ const KernelTable& cuda_table() noexcept {
 
 void cuda_run(const Kernel& kernel, const Problem& problem, const Call& call) {
   const cuda::DeviceGuard guard(call.device);
-  if (guard.status() != cudaSuccess) cuda::fail(call, "a device that can be used", guard.status());
+  if (guard.status() != cudaSuccess) {
+    cudaGetLastError();  // ours: the next call shall not take it for an earlier one's
+    cuda::fail(call, "a device that can be used", guard.status());
+  }
   constexpr const char* earlier =
       "a device without errors (an earlier operation failed, of whatever library)";
-  if (const cudaError_t before = cudaPeekAtLastError(); before != cudaSuccess)
+  if (const cudaError_t before = cudaGetLastError(); before != cudaSuccess)
     cuda::fail(call, earlier, before);
   kernel.run(problem, call);
   if (const cudaError_t after = cudaGetLastError(); after != cudaSuccess)

@@ -59,7 +59,6 @@ std::string device_name(std::int32_t type) {
     case 8: return "a Metal device";
     case 10: return "a ROCm device";
     case 11: return "pinned memory of ROCm";
-    case 13: return "managed memory of CUDA";
     case 14: return "a oneAPI device";
     default: return "a device of DLPack type " + std::to_string(type);
   }
@@ -99,7 +98,9 @@ Array::Array(nb::handle object, Where where, Gradients gradients) : where_(where
     settle_torch(gradients);
     return;
   }
+  const CuPy* const cupy = cupy_if_loaded();
   const std::string root = root_of(type);
+  if (cupy != nullptr && is_a(type, cupy->ndarray)) library_ = Library::cupy;
   if (root == "jax" || root == "jaxlib") library_ = Library::jax;
   immutable_ = library_ == Library::jax || root == "tensorflow" || root == "mlx";
   if (!borrow(exchange_api(type))) ask_device();
@@ -209,16 +210,17 @@ void Array::ask_device() {
 }
 
 void Array::set_device(std::int32_t type, std::int32_t id) {
-  place_ = type == dlpack::cuda ? Place::cuda : Place::cpu;
+  const bool on_gpu = type == dlpack::cuda || type == dlpack::cuda_managed;
+  place_ = on_gpu ? Place::cuda : Place::cpu;
   device_ = place_ == Place::cuda ? id : 0;
   if (place_ == Place::cpu && type != dlpack::cpu && type != dlpack::cuda_pinned)
     where_.fail(Kind::unsupported, "memory of the CPU or of CUDA", device_name(type));
 }
 
-void Array::read() {
+void Array::read(std::int64_t reader) {
   if (borrowed_) return take(tensor_);
   if (library_ == Library::numpy) return read_buffer();
-  read_capsule();
+  read_capsule(reader);
 }
 
 void Array::read_buffer() {
@@ -256,10 +258,14 @@ void Array::read_buffer() {
   }
 }
 
-void Array::read_capsule() {
+void Array::read_capsule(std::int64_t reader) {
   nb::object capsule;
   try {
-    const nb::object ask = source().attr("__dlpack__");
+    const nb::object method = source().attr("__dlpack__");
+    const auto ask = [&](auto... version) {
+      if (place_ == Place::cpu) return method(version...);
+      return method(nb::arg("stream") = reader, version...);
+    };
     try {
       capsule = ask(nb::arg("max_version") = nb::make_tuple(dlpack::major_version, 1));
     } catch (nb::python_error& e) {  // an exporter from before versions were thought of
@@ -345,12 +351,25 @@ void check_dtype(Where where, const std::string& name) {
   where.fail(Kind::type, dtype_names, "dtype " + name);
 }
 
-void* Array::stream() const {
-  void* stream = nullptr;  // the legacy default stream
-  if (api_ != nullptr && api_->current_work_stream != nullptr &&
-      api_->current_work_stream(dlpack::cuda, device_, &stream) != 0)
-    throw nb::python_error();
-  return stream;
+// PyTorch and CuPy have a current stream for each device.
+std::optional<void*> Array::stream() const {
+  void* stream = nullptr;
+  if (api_ != nullptr && api_->current_work_stream != nullptr) {
+    if (api_->current_work_stream(dlpack::cuda, device_, &stream) != 0) throw nb::python_error();
+  } else if (library_ == Library::cupy || library_ == Library::torch) {
+    const nb::object current =
+        library_ == Library::cupy
+            ? nb::handle(cupy_if_loaded()->current_stream)(device_)
+            : nb::module_::import_("torch.cuda").attr("current_stream")(device_);
+    const nb::object address = current.attr(library_ == Library::cupy ? "ptr" : "cuda_stream");
+    stream = PyLong_AsVoidPtr(address.ptr());
+    if (stream == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
+  } else {
+    return {};
+  }
+  // The default stream has two names.
+  const bool legacy = reinterpret_cast<std::intptr_t>(stream) == dlpack::legacy_stream;
+  return legacy ? nullptr : stream;
 }
 
 Layout row_major(Layout layout) {
@@ -368,103 +387,6 @@ Layout ordered(Layout layout, const int* order) {
       stride = INT64_MAX;
   }
   return layout;
-}
-
-namespace {
-
-// The dimensions of a layout, slowest first; those whose stride says nothing stay where they are.
-struct Order {
-  explicit Order(const Layout& layout) {
-    int places[max_dims], count = 0;
-    for (int d = 0; d < layout.rank; ++d) {
-      dims[d] = d;
-      if (layout.stride[d] != 0) places[count++] = d;
-    }
-    int sorted[max_dims];
-    for (int i = 0; i < count; ++i) {
-      int at = i;
-      for (; at > 0 && slower(layout, places[i], sorted[at - 1]); --at) sorted[at] = sorted[at - 1];
-      sorted[at] = places[i];
-    }
-    for (int i = 0; i < count; ++i) {
-      dims[places[i]] = sorted[i];
-      logical = logical && places[i] == sorted[i];
-    }
-  }
-
-  static bool slower(const Layout& layout, int a, int b) {
-    return std::abs(layout.stride[a]) > std::abs(layout.stride[b]);
-  }
-
-  bool logical = true;
-  int dims[max_dims];
-};
-
-template <class Number>
-nb::object tuple_of(int count, Number number) {
-  nb::object tuple = nb::steal(PyTuple_New(count));
-  for (int i = 0; i < count; ++i) PyTuple_SetItem(tuple.ptr(), i, PyLong_FromLongLong(number(i)));
-  return tuple;
-}
-
-// Not as a permuted view: to PyTorch, a view is something that must not be changed in place.
-nb::object make_tensor(const Array& like, const Layout& layout, const Order& order) {
-  const nb::object shape = tuple_of(layout.rank, [&](int d) { return layout.shape[d]; });
-  try {
-    const Layout dense = ordered(layout, order.dims);
-    // A lazily conjugated tensor would be copied for it; the tensor it conjugates is not.
-    const nb::object plain =
-        like.conjugated() ? nb::object(like.object().attr("conj")()) : nb::borrow(like.object());
-    return plain.attr("new_empty_strided")(
-        shape, tuple_of(layout.rank, [&](int d) { return dense.stride[d]; }));
-  } catch (nb::python_error& e) {  // all that can go wrong here
-    if (e.matches(PyExc_RuntimeError))
-      nb::raise_from(e, PyExc_MemoryError, "no memory for a result");
-    throw;
-  }
-}
-
-nb::object numpy_dtype(const Array& like) {
-  if (like.dtype() != DType::bfloat16)
-    return nb::borrow(numpy().dtypes[static_cast<int>(like.dtype())]);
-  if (like.library() == Library::numpy || like.library() == Library::jax)
-    return like.object().attr("dtype");
-  return nb::module_::import_("numpy").attr("dtype")(
-      nb::module_::import_("ml_dtypes").attr("bfloat16"));
-}
-
-}  // namespace
-
-nb::object make_array(const Array& like, const Layout& layout) {
-  const Order order(layout);
-  if (like.library() == Library::torch) return make_tensor(like, layout, order);
-  const nb::object shape =
-      tuple_of(layout.rank, [&](int i) { return layout.shape[order.dims[i]]; });
-  nb::object axes;
-  if (!order.logical)
-    axes = tuple_of(layout.rank, [&](int d) {
-      return std::find(order.dims, order.dims + layout.rank, d) - order.dims;
-    });
-
-  if (like.library() == Library::other && !like.immutable() &&
-      nb::hasattr(like.object(), "__array_namespace__")) {
-    const nb::object library = like.object().attr("__array_namespace__")();
-    nb::object made = library.attr("empty")(shape, nb::arg("dtype") = like.object().attr("dtype"),
-                                            nb::arg("device") = like.object().attr("device"));
-    return axes.is_valid() ? nb::object(library.attr("permute_dims")(made, axes)) : made;
-  }
-  nb::object made = nb::handle(numpy().empty)(shape, numpy_dtype(like));
-  return axes.is_valid() ? nb::object(made.attr("transpose")(axes)) : made;
-}
-
-nb::object hand_over(const Array& like, nb::object made) {
-  if (like.library() != Library::jax) return made;
-  const nb::object device = like.object().attr("device");
-  nb::object theirs = nb::module_::import_("jax").attr("device_put")(made, device);
-  if (!theirs.attr("dtype").equal(made.attr("dtype")))
-    like.where().fail(Kind::unsupported, "jax_enable_x64 set, or out=, for a 64-bit result",
-                      "JAX set to 32 bits");
-  return theirs;
 }
 
 }  // namespace unshared::python

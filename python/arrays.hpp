@@ -6,6 +6,8 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstdint>
+#include <optional>
 #include <string>
 
 #include "dlpack.hpp"
@@ -15,7 +17,7 @@ namespace unshared::python {
 
 namespace nb = nanobind;
 
-enum class Library { numpy, torch, jax, other };
+enum class Library { numpy, torch, jax, cupy, other };
 
 // Which argument of which operation is being read, for the words of an error.
 struct Where {
@@ -44,10 +46,11 @@ class Array {
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
 
-  void read();
+  // `reader` is of CUDA arrays: the stream that must wait for their library, in DLPack's numbers.
+  void read(std::int64_t reader = dlpack::no_stream);
   void require_writable() const;  // after read()
   void mark_written() const;  // for a library that counts changes
-  void* stream() const;  // of CUDA: where its library queues work now, if it can tell
+  std::optional<void*> stream() const;  // of CUDA: where its library queues work, if it can tell
 
   Where where() const { return where_; }
   nb::handle object() const { return object_; }
@@ -67,7 +70,7 @@ class Array {
   void set_device(std::int32_t type, std::int32_t id);
   bool borrow(const dlpack::ExchangeApi* api);
   void read_buffer();
-  void read_capsule();
+  void read_capsule(std::int64_t reader);
   void take(const dlpack::Tensor& tensor);
   void take_ranks(int rank);
   void drop_strides_without_effect();
@@ -105,7 +108,8 @@ Layout ordered(Layout layout, const int* order);
 
 // A new array of the library and on the device of `like`, its memory in the order of `layout` as far
 // as that library can say so. Where a library has no writable arrays, or no way to make one that is
-// known here, it is NumPy's, and hand_over() makes the caller's array of it, if there is such a thing.
+// known here, it is NumPy's, and hand_over() makes the caller's array of it, if there is such a thing;
+// on a GPU, where NumPy has nothing to offer, that is an error.
 nb::object make_array(const Array& like, const Layout& layout);
 nb::object hand_over(const Array& like, nb::object made);
 

@@ -30,8 +30,11 @@ enum How : int { mapped = 1, conjugate_first = 2, conjugate_second = 4, ignore_g
 
 struct Options {
   nb::handle sizes, stride, padding, dilation, input_dilation, groups, out, accumulate, num_threads,
-      precision;
+      precision, place;
 };
+
+// Only what runs needs a device.
+enum class Purpose { run, explain };
 
 Face face_of(int face) {
   if (face < 0 || face >= face_count) throw nb::value_error("face must be 0, 1 or 2");
@@ -56,10 +59,12 @@ void read_geometry(Arguments& arguments, Face face, const Options& options) {
 class Job {
  public:
   // As users state it.
-  Job(int face, nb::handle first, nb::handle second, const Options& options, int how)
-      : Job(face, first, second, options.out, how) {
+  Job(int face, nb::handle first, nb::handle second, const Options& options, int how,
+      Purpose purpose)
+      : Job(face, first, second, options.out, how, purpose) {
     read_options(options);
     read_arrays();
+    check_precision(where("precision"), call_.precision, call_.place, first_.dtype());
     if (first_.library() == Library::jax) arguments_.result_order = "";  // they have no other order
     problem_ = make_problem(arguments_);
   }
@@ -68,7 +73,7 @@ class Job {
   // result is theirs to choose: its dimensions, slowest first.
   Job(int face, nb::handle first, nb::handle second, const Problem& options,
       const std::string& order, nb::handle num_threads, int how)
-      : Job(face, first, second, nb::none(), how) {
+      : Job(face, first, second, nb::none(), how, Purpose::run) {
     copy_options(options, arguments_);
     call_.threads = threads(where("num_threads"), num_threads);
     arguments_.result_order = order;
@@ -87,7 +92,7 @@ class Job {
     nb::object made = make_array(first_, wanted);
     {
       Array result(made, where(seat), Array::Gradients::ignore);
-      result.read();
+      result.read(reader_of(result, seat));
       result.require_writable();
       if (result.layout() != wanted) {  // a library that has its own ideas of memory order
         layout_of(seat) = result.layout();
@@ -99,7 +104,8 @@ class Job {
   }
 
   nb::object explain() const {
-    const Explanation said = unshared::explain(problem_, face_, first_.dtype(), first_.place());
+    const Explanation said =
+        unshared::explain(problem_, face_, first_.dtype(), call_.place, call_.precision);
     return nb::make_tuple(to_string(problem_), name_of(first_.dtype()),
                           problem_.flops(first_.dtype()), problem_.bytes(first_.dtype()),
                           problem_.terms(face_), said.kernel, said.level,
@@ -107,13 +113,16 @@ class Job {
   }
 
  private:
-  Job(int face, nb::handle first, nb::handle second, nb::handle out, int how)
+  Job(int face, nb::handle first, nb::handle second, nb::handle out, int how, Purpose purpose)
       : face_(face_of(face)),
         first_(first, where(first_seat()), gradients(how)),
         second_(second, where(second_seat()), gradients(how)) {
     if (!out.is_none()) out_.emplace(out, where(result_of(face_)), gradients(how));
+    // Before any library is asked for its stream, the core says what there is to say of CUDA.
+    if (purpose == Purpose::run) unshared::check_place(face_, first_.place());
     check_places();
     arguments_.face = face_;
+    call_.place = first_.place();
     arguments_.mapped = (how & mapped) != 0;
     call_.conjugate_first = (how & conjugate_first) != 0;
     call_.conjugate_second = (how & conjugate_second) != 0;
@@ -142,7 +151,9 @@ class Job {
       if (array.place() != first_.place() || array.device() != first_.device())
         where(seat).fail(Kind::value, name(first_) + "," + as_first() + "is there", name(array));
       if (!array.object().type().is(first_.object().type())) return;
-      if (first_.library() == Library::numpy || first_.library() == Library::torch) return;
+      if (first_.place() == Place::cuda || first_.library() == Library::numpy ||
+          first_.library() == Library::torch)
+        return;
       // One library may tell apart several devices that are all the CPU to DLPack.
       const nb::object there = nb::getattr(first_.object(), "device", nb::none());
       const nb::object here = nb::getattr(array.object(), "device", nb::none());
@@ -150,8 +161,6 @@ class Job {
         where(seat).fail(Kind::value, text_of(there) + "," + as_first() + "is there",
                          text_of(here));
     };
-    // Before any library is asked for its stream, the core says what there is to say of CUDA.
-    if (first_.place() == Place::cuda) unshared::check_place(face_, Place::cuda);
     check(second_, second_seat());
     if (out_) check(*out_, result_of(face_));
   }
@@ -162,10 +171,17 @@ class Job {
     if (call_.accumulate && !out_)
       where("out").fail(Kind::value, "an array to add to, as accumulate=True says", "None");
     call_.threads = threads(where("num_threads"), options.num_threads);
-    check_precision(where("precision"), options.precision);
+    if (options.place.is_valid())
+      call_.place = place(where("place"), options.place).value_or(call_.place);
+    call_.precision = precision(where("precision"), options.precision);
   }
 
+  // On CUDA the kernel is queued where the library of the first array queues its work. Others
+  // must use the same stream, or, where they cannot be asked, are told to make it wait for them.
+  // If the first cannot be asked either, it is the legacy default stream, which waits for all that
+  // were not made to ignore it, and they for it.
   void read_arrays() {
+    if (first_.place() == Place::cuda) call_.stream = first_.stream().value_or(nullptr);
     read(first_, first_seat());
     read(second_, second_seat());
     if (!out_) return;
@@ -174,7 +190,7 @@ class Job {
   }
 
   void read(Array& array, Seat seat) {
-    array.read();
+    array.read(reader_of(array, seat));
     if (array.dtype() != first_.dtype())
       where(seat).fail(
           Kind::type, std::string("dtype ") + name_of(first_.dtype()) + "," + as_first() + "has it",
@@ -182,19 +198,28 @@ class Job {
     layout_of(seat) = array.layout();
   }
 
+  std::int64_t reader_of(const Array& array, Seat seat) const {
+    if (array.place() == Place::cpu) return dlpack::no_stream;
+    const auto address = reinterpret_cast<std::intptr_t>(call_.stream);
+    const std::optional<void*> own = array.stream();
+    if (!own) return address != 0 ? address : std::int64_t{dlpack::legacy_stream};
+    if (*own != call_.stream)
+      where(seat).fail(Kind::value,
+                       "an array of a library whose current stream is that of the library of '" +
+                           std::string(argument_of(face_, first_seat())) + "'",
+                       "one with another current stream");
+    return dlpack::no_stream;  // what one stream is given is done in that order
+  }
+
   void compute(const Array& result) {
     call_.face = face_;
     call_.dtype = first_.dtype();
-    call_.place = first_.place();
     call_.first = first_.data();
     call_.second = second_.data();
     call_.result = result.data();
     call_.conjugate_first ^= first_.conjugated();
     call_.conjugate_second ^= second_.conjugated();
-    if (call_.place == Place::cuda) {
-      call_.device = first_.device();
-      call_.stream = first_.stream();
-    }
+    if (call_.place == Place::cuda) call_.device = first_.device();
     const nb::gil_scoped_release others_may_run;
     unshared::run(problem_, call_);
   }
@@ -230,6 +255,9 @@ Problem described(Face face, const std::vector<std::int64_t>& first, const std::
   (face == Face::grad_weight ? arguments.y : arguments.w) = layout(second);
   return restate(make_problem(arguments), {});
 }
+
+static_assert(static_cast<int>(Kind::type) == 0 && static_cast<int>(Kind::value) == 1 &&
+              static_cast<int>(Kind::unsupported) == 2 && static_cast<int>(Kind::device) == 3);
 
 void raise(const Error& error, nb::handle cause) {
   const char* const classes[] = {"ArgumentTypeError", "ArgumentValueError", "UnsupportedError",
@@ -417,8 +445,8 @@ NB_MODULE(_core, m) {
          const std::vector<std::int64_t>& second, const std::string& second_dtype, nb::handle sizes,
          nb::handle stride, nb::handle padding, nb::handle dilation, nb::handle input_dilation,
          nb::handle groups) {
-        const Options options{sizes,  stride, padding, dilation, input_dilation,
-                              groups, {},     {},      {},       {}};
+        const Options options{sizes, stride, padding, dilation, input_dilation, groups, {},
+                              {},    {},     {},      {}};
         return described(face_of(face), first, dtype, second, second_dtype, options);
       },
       nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
@@ -459,9 +487,10 @@ NB_MODULE(_core, m) {
       "call",
       [](int face, H first, H second, H sizes, H stride, H padding, H dilation, H input_dilation,
          H groups, H out, H accumulate, H num_threads, H precision, int how) {
-        const Options options{sizes,  stride, padding,    dilation,    input_dilation,
-                              groups, out,    accumulate, num_threads, precision};
-        return Job(face, first, second, options, how).run();
+        const Options options{sizes,          stride,    padding, dilation,
+                              input_dilation, groups,    out,     accumulate,
+                              num_threads,    precision, {}};
+        return Job(face, first, second, options, how, Purpose::run).run();
       },
       nb::arg(), a, a, a, a, a, a, a, a, a, a, a, a, nb::arg(),
       nb::sig("def call(face: int, first: object, second: object, sizes: object, stride: object, "
@@ -515,17 +544,18 @@ a transposed layer, whose input sits in the seat of y.)");
   m.def(
       "explain",
       [](int face, H first, H second, H sizes, H stride, H padding, H dilation, H input_dilation,
-         H groups, H out, H accumulate, H num_threads, H precision) {
-        const Options options{sizes,  stride, padding,    dilation,    input_dilation,
-                              groups, out,    accumulate, num_threads, precision};
-        return Job(face, first, second, options, ignore_gradients).explain();
+         H groups, H out, H accumulate, H num_threads, H precision, H place) {
+        const Options options{sizes, stride,     padding,     dilation,  input_dilation, groups,
+                              out,   accumulate, num_threads, precision, place};
+        return Job(face, first, second, options, ignore_gradients, Purpose::explain).explain();
       },
-      nb::arg(), a, a, a, a, a, a, a, a, a, a, a, a,
-      nb::sig("def explain(face: int, first: object, second: object, sizes: object, "
-              "stride: object, padding: object, dilation: object, input_dilation: object, "
-              "groups: object, out: object, accumulate: object, num_threads: object, "
-              "precision: object, /) -> tuple[str, str, float, float, int, str, str, "
-              "tuple[tuple[str, str], ...]]"),
+      nb::arg(), a, a, a, a, a, a, a, a, a, a, a, a, a,
+      nb::sig(
+          "def explain(face: int, first: object, second: object, sizes: object, "
+          "stride: object, padding: object, dilation: object, input_dilation: object, "
+          "groups: object, out: object, accumulate: object, num_threads: object, "
+          "precision: object, place: object, /) -> tuple[str, str, float, float, int, str, str, "
+          "tuple[tuple[str, str], ...]]"),
       R"(Tell what the same call would do: its problem as text, dtype, flops, bytes, terms, kernel,
 level, and the kernels that declined, each with its reason.)");
 }

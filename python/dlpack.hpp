@@ -9,9 +9,13 @@ namespace unshared::python::dlpack {
 
 inline constexpr std::uint32_t major_version = 1;
 
-enum DeviceType : std::int32_t { cpu = 1, cuda = 2, cuda_pinned = 3 };
+enum DeviceType : std::int32_t { cpu = 1, cuda = 2, cuda_pinned = 3, cuda_managed = 13 };
 enum TypeCode : std::uint8_t { real = 2, bfloat = 4, complex = 5 };
 enum Flag : std::uint64_t { read_only = 1, copied = 2 };
+
+// The `stream` of __dlpack__, on CUDA: that which shall wait until the data are there. These have
+// numbers of their own, any other is its address; 0 is not allowed.
+enum Stream : std::int64_t { no_stream = -1, legacy_stream = 1 };
 
 struct Version {
   std::uint32_t major, minor;

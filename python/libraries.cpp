@@ -32,6 +32,7 @@ const Names* once(std::atomic<const Names*>& kept, const nb::object& module) {
 
 std::atomic<const NumPy*> kept_numpy{nullptr};
 std::atomic<const Torch*> kept_torch{nullptr};
+std::atomic<const CuPy*> kept_cupy{nullptr};
 
 }  // namespace
 
@@ -51,6 +52,11 @@ Torch::Torch(const nb::object& module)
       dispatch(keep(module.attr("Tensor").attr("__torch_dispatch__"))),
       forward_ad(keep(module.attr("autograd").attr("forward_ad"))) {}
 
+CuPy::CuPy(const nb::object& module)
+    : ndarray(keep_type(module.attr("ndarray"))),
+      empty(keep(module.attr("empty"))),
+      current_stream(keep(module.attr("cuda").attr("get_current_stream"))) {}
+
 const NumPy* numpy_if_loaded() {
   if (const NumPy* names = kept_numpy.load(std::memory_order_acquire)) return names;
   return once(kept_numpy, loaded("numpy"));
@@ -66,6 +72,11 @@ const NumPy& numpy() {
 const Torch* torch_if_loaded() {
   if (const Torch* names = kept_torch.load(std::memory_order_acquire)) return names;
   return once(kept_torch, loaded("torch"));
+}
+
+const CuPy* cupy_if_loaded() {
+  if (const CuPy* names = kept_cupy.load(std::memory_order_acquire)) return names;
+  return once(kept_cupy, loaded("cupy"));
 }
 
 nb::object loaded(const char* name) {

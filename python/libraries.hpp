@@ -30,9 +30,17 @@ struct Torch {
   PyObject *dispatch, *forward_ad;  // Tensor.__torch_dispatch__, torch.autograd.forward_ad
 };
 
+struct CuPy {
+  explicit CuPy(const nb::object& module);
+
+  PyTypeObject* ndarray;
+  PyObject *empty, *current_stream;  // cupy.cuda.get_current_stream
+};
+
 const NumPy* numpy_if_loaded();
 const NumPy& numpy();  // imports it
 const Torch* torch_if_loaded();
+const CuPy* cupy_if_loaded();
 
 // An already imported module, or an object that is not valid.
 nb::object loaded(const char* name);

@@ -2,6 +2,8 @@
 // Only the kind of thing is checked here (and the range of num_threads); make_problem does the rest.
 #pragma once
 
+#include <optional>
+
 #include "arrays.hpp"
 
 namespace unshared::python {
@@ -102,18 +104,46 @@ inline int threads(Where where, nb::handle value) {
   return static_cast<int>(number);
 }
 
-inline void check_precision(Where where, nb::handle value) {
-  if (value.is_none()) return;
-  const auto is = [&](const char* word) {
-    return PyUnicode_CompareWithASCIIString(value.ptr(), word) == 0;
-  };
+inline bool is_word(nb::handle value, const char* word) {
+  return PyUnicode_Check(value.ptr()) && PyUnicode_CompareWithASCIIString(value.ptr(), word) == 0;
+}
+
+inline constexpr const char* precision_names[] = {"ieee", "tf32", "3xtf32", "fast"};
+static_assert(static_cast<int>(Precision::tf32) == 1 && static_cast<int>(Precision::tf32x3) == 2 &&
+              static_cast<int>(Precision::fast) == 3);
+
+inline Precision precision(Where where, nb::handle value) {
+  if (value.is_none()) return Precision::ieee;
   if (!PyUnicode_Check(value.ptr()))
     where.fail(Error::Kind::type, "None or a string", describe(value));
-  if (is("ieee")) return;
-  if (is("tf32") || is("3xtf32") || is("fast"))
-    where.fail(Error::Kind::unsupported, "'ieee' on the CPU (the others are opt-ins of CUDA)",
-               describe(value));
+  for (int p = 0; p < 4; ++p)
+    if (is_word(value, precision_names[p])) return static_cast<Precision>(p);
   where.fail(Error::Kind::value, "'ieee', 'tf32', '3xtf32' or 'fast'", describe(value));
+}
+
+// The core would compute by IEEE what has no other kernels; whoever asked for them is told.
+inline void check_precision(Where where, Precision precision, Place place, DType dtype) {
+  if (precision == Precision::ieee) return;
+  const std::string found = std::string("'") + precision_names[static_cast<int>(precision)] + "'";
+  if (place == Place::cpu)
+    where.fail(Error::Kind::unsupported, "'ieee' on the CPU (the others are opt-ins of CUDA)",
+               found);
+  const bool half = dtype == DType::float16 || dtype == DType::bfloat16;
+  if (half && precision != Precision::fast)
+    where.fail(Error::Kind::value, std::string("'ieee' or 'fast' for dtype ") + name_of(dtype),
+               found);
+  if (dtype == DType::float32 && precision == Precision::fast)
+    where.fail(Error::Kind::value, "'ieee', 'tf32' or '3xtf32' for dtype float32", found);
+  if (!half && dtype != DType::float32)
+    where.fail(Error::Kind::value, std::string("'ieee' for dtype ") + name_of(dtype), found);
+}
+
+inline std::optional<Place> place(Where where, nb::handle value) {
+  if (value.is_none()) return {};
+  if (is_word(value, "cpu")) return Place::cpu;
+  if (is_word(value, "cuda")) return Place::cuda;
+  where.fail(PyUnicode_Check(value.ptr()) ? Error::Kind::value : Error::Kind::type,
+             "None, 'cpu' or 'cuda'", describe(value));
 }
 
 inline bool flag(Where where, nb::handle value) {

@@ -98,15 +98,21 @@ void call(Face face, Place place, void* stream, ffi::AnyBuffer first, ffi::AnyBu
   run(problem, call);
 }
 
+constexpr ffi::ErrorCode code_of(Error::Kind kind) {
+  switch (kind) {
+    case Error::Kind::unsupported: return ffi::ErrorCode::kUnimplemented;
+    case Error::Kind::device: return ffi::ErrorCode::kInternal;
+    default: return ffi::ErrorCode::kInvalidArgument;
+  }
+}
+
 template <class... Arguments>
 ffi::Error guarded(Arguments... arguments) noexcept {
   try {
     call(arguments...);
     return ffi::Error::Success();
   } catch (const Error& error) {
-    return ffi::Error(error.kind == Error::Kind::unsupported ? ffi::ErrorCode::kUnimplemented
-                                                             : ffi::ErrorCode::kInvalidArgument,
-                      error.what());
+    return ffi::Error(code_of(error.kind), error.what());
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "unshared: out of memory");
   } catch (const std::exception& error) {

@@ -198,7 +198,7 @@ class Guarded:
             (d - 1) * -s for d, s in zip(shape, strides, strict=True) if s < 0 and d > 1
         )
         count = 2 * MARGIN + extent
-        raw = np.empty(count * dtype.itemsize + 128, np.uint8)
+        raw = self._raw = np.empty(count * dtype.itemsize + 128, np.uint8)
         skip = -raw.ctypes.data % 64 + layout.offset
         self._bytes = raw[skip : skip + count * dtype.itemsize]
         self._bytes.reshape(count, -1)[:] = np.frombuffer(self._mark, np.uint8)
@@ -209,6 +209,14 @@ class Guarded:
         np.lib.stride_tricks.as_strided(inside[first:], shape, strides)[...] = True
         self._outside = ~inside
         self._before: bytes | None = None
+
+    def span(self) -> tuple[int, np.ndarray]:
+        """The buffer with its margins, from a 64-byte boundary on: address and bytes."""
+        skip = self._bytes.ctypes.data % 64
+        start = self._bytes.ctypes.data - skip
+        return start, np.lib.stride_tricks.as_strided(
+            self._raw[start - self._raw.ctypes.data :], (skip + self._bytes.nbytes,), (1,)
+        )
 
     def remember(self) -> None:
         self._before = self._bytes.tobytes()

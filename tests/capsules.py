@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-CPU, CUDA, METAL, ROCM, ONEAPI = 1, 2, 8, 10, 14
+CPU, CUDA, METAL, ROCM, MANAGED, ONEAPI = 1, 2, 8, 10, 13, 14
 READ_ONLY = 1
 _CODES = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
 
@@ -77,13 +77,14 @@ class Producer:
 
     Keyword arguments override what the capsule says: `data`, `device`, `code`, `bits`, `lanes`,
     `strides` (None for NULL), `shape`, `ndim`, `byte_offset`, `flags`, `version` (None for the
-    form without a version), `name`.
+    form without a version), `name`. `asked` has the keyword arguments of each export.
     """
 
     def __init__(self, array: np.ndarray, **lies: object) -> None:
         self.array = array
         self.released = 0
         self.exported = 0
+        self.asked: list[dict[str, object]] = []
         self._lies = lies
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -91,8 +92,9 @@ class Producer:
         assert isinstance(device, tuple)
         return device
 
-    def __dlpack__(self, **_: object) -> object:
+    def __dlpack__(self, **asked: object) -> object:
         array, lies = self.array, self._lies
+        self.asked.append(asked)
         version = lies.get("version", (1, 0))
         managed = _Versioned() if version else _Managed()
         tensor = managed.tensor

@@ -2,7 +2,8 @@
 oracle.py.
 
 Every run is the same run unless UNSHARED_TEST_SEED (a number, or `random`) says otherwise; the seed
-in use is printed at the top. Tests marked `slow` run only when asked for: `-m slow`.
+in use is printed at the top. Tests marked `slow` run only when asked for: `-m slow`. Those marked
+`gpu` are skipped where there is none; with UNSHARED_REQUIRE_GPU=1 such a skip is a failure.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hypothesis.core
 import numpy as np
 import pytest
 
+import unshared
 from arrays import DTYPES
 from cases import FACES
 
@@ -49,6 +51,26 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> str:
     return f"UNSHARED_TEST_SEED={SEED}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    info = unshared.build_info()
+    if not info["cuda_available"]:
+        lacks = "this machine has no CUDA device" if info["cuda_built"] else "a build without CUDA"
+        pytest.skip(lacks)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.skipped and item.get_closest_marker("gpu"):
+        excused = ("could not import", "no second GPU")
+        required = os.environ.get("UNSHARED_REQUIRE_GPU") == "1"
+        if required and not any(words in str(report.longrepr) for words in excused):
+            report.outcome = "failed"
+    return report
 
 
 @pytest.fixture

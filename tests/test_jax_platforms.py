@@ -37,26 +37,31 @@ def lowered(function: Any, *arrays: Any, platform: str) -> str:
 
 
 @pytest.mark.transformation(
-    "lowering for CUDA without a device", "limit", note="by jax.lax while there are no CUDA kernels"
+    "lowering for CUDA, by a build without CUDA kernels", "limit", note="by jax.lax"
 )
-def test_cuda_without_kernels(face: str) -> None:
-    if unshared.build_info()["cuda_built"]:
-        pytest.fail("this build has CUDA kernels: the note of this line is out of date")
+def test_cuda_without_kernels(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unshared, "build_info", lambda: _core.build_info() | {"cuda_built": False})
     arrays = [np.ones(CASE.shape(seat), np.float32) for seat in OPERANDS[face]]
     text = lowered(lambda a, b: jaxes(face, CASE, a, b), *arrays, platform="cuda")
     assert "unshared_" not in text and "convolution" in text
 
 
 @pytest.mark.transformation(
-    "lowering for CUDA, in a build with CUDA kernels", "supported", note="the call is emitted"
+    "lowering for CUDA, by a build with CUDA kernels", "supported", note="no device is asked for"
 )
 def test_cuda_with_kernels(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once there are CUDA kernels, the lowering is that of the CPU; no device is asked for."""
+    """The lowering is that of the CPU: the same call, by the same name, of the same problem."""
     monkeypatch.setattr(unshared, "build_info", lambda: _core.build_info() | {"cuda_built": True})
     case = CASE.with_(n=4)
     arrays = [np.ones(case.shape(seat), np.float32) for seat in OPERANDS[face]]
     text = lowered(lambda a, b: jaxes(face, case, a, b), *arrays, platform="cuda")
     assert f"@unshared_{face}(" in text and "n4 a4>b6 g2 i5x4" in text
+
+
+def test_cuda_lowering_follows_the_build(face: str) -> None:
+    arrays = [np.ones(CASE.shape(seat), np.float32) for seat in OPERANDS[face]]
+    text = lowered(lambda a, b: jaxes(face, CASE, a, b), *arrays, platform="cuda")
+    assert ("unshared_" in text) == unshared.build_info()["cuda_built"]
 
 
 def test_handlers_of_both_platforms() -> None:

@@ -22,7 +22,7 @@ from arrays import (
     guarded_input,
     guarded_output,
 )
-from capsules import CUDA, METAL, ONEAPI, READ_ONLY, ROCM, Misbehaving, Producer
+from capsules import CUDA, MANAGED, METAL, ONEAPI, READ_ONLY, ROCM, Misbehaving, Producer
 from cases import FACES, OPERANDS, RESULT, exact, parse
 
 CASE = parse("n3 a4>b6 g2 i7x8 k3x2 s2x1 p1x0 d1x2")
@@ -399,17 +399,35 @@ row(
     "out",
     {"out": lambda v: as_strided(v, v.shape, (*v.strides[:-2], v.itemsize, v.itemsize))},
 )
-if not unshared.build_info()["cuda_built"]:
-    _gpu: Change = lambda v: Producer(v, device=(CUDA, 0))  # noqa: E731
-    for _pair in (("x", "w"), ("dy", "w"), ("x", "dy")):
-        row(f"{_pair}: on a GPU", NotImplementedError, "x w dy", dict.fromkeys(_pair, _gpu))
-    for _name in ("x", "w", "dy", "out"):
-        row(
-            f"{_name} alone on a GPU",
-            (NotImplementedError, ValueError),
-            "x w dy out",
-            {_name: _gpu},
-        )
+# In builds with CUDA and without: where there is a GPU, only what is refused before a kernel runs,
+# for these arrays are not really there.
+_gpu: Change = lambda v: Producer(v, device=(CUDA, 0))  # noqa: E731
+_far: Change = lambda v: Producer(v, device=(CUDA, 10**6))  # noqa: E731
+_both = (NotImplementedError, ValueError)
+for _pair in (("x", "w"), ("dy", "w"), ("x", "dy")):
+    if not unshared.build_info()["cuda_available"]:
+        row(f"{_pair}: on a GPU", NotImplementedError, "x dy", dict.fromkeys(_pair, _gpu))
+        row(f"{_pair}: on no GPU", NotImplementedError, "x dy", dict.fromkeys(_pair, _far))
+    row(
+        f"{_pair}: on two GPUs",
+        _both,
+        "x w dy",
+        {_pair[0]: _gpu, _pair[1]: _far},
+    )
+for _name in ("x", "w", "dy", "out"):
+    row(f"{_name} alone on a GPU", _both, "x w dy out", {_name: _gpu})
+    row(
+        f"{_name} alone in managed memory",
+        _both,
+        "x w dy out",
+        {_name: lambda v: Producer(v, device=(MANAGED, 0))},
+    )
+    row(
+        f"{_name}: a capsule from a GPU, said to be of the CPU",
+        ValueError,
+        _name,
+        {_name: lambda v: Misbehaving(Producer(v, device=(CUDA, 0)).__dlpack__)},
+    )
 
 
 # --- the run --------------------------------------------------------------------------------------

@@ -366,8 +366,10 @@ def test_refused_by_python_itself() -> None:
         ut.locally_connected(X.to_sparse(), W)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_two_devices_are_refused() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
     for pair in ((X.cuda(), W), (X, W.cuda())):
         with pytest.raises(ValueError) as caught:
             ut.locally_connected(*pair)

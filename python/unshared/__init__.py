@@ -6,7 +6,8 @@ Every output place ``o`` has weights of its own::
 
 with ``source(o, k) = (o * stride + k * dilation - padding) / input_dilation`` along each spatial
 axis, where that is a whole number within the input. `forward` computes y, `grad_input` and
-`grad_weight` its derivatives, for arrays of NumPy, PyTorch, JAX and any library that speaks DLPack.
+`grad_weight` its derivatives, for arrays of NumPy, PyTorch, JAX, CuPy and any library that speaks
+DLPack.
 """
 
 from __future__ import annotations
@@ -91,14 +92,17 @@ def forward(
     num_threads : int, optional
         CPU threads, 1 to 4096; by default those this process may use (OMP_NUM_THREADS is heeded).
     precision : str, optional
-        None or "ieee". The others are opt-ins to reduced precision on CUDA.
+        None or "ieee": the same bits everywhere. On CUDA, opt-ins to the tensor cores: of float32
+        "tf32" (11 significant bits of each factor are left) or "3xtf32" (three such products for
+        each, almost float32), of the half types "fast" (exact products, another order of sums).
+        Problems without a kernel for it are computed as "ieee"; `explain` tells.
 
     Returns
     -------
     array (N, C_out, *out)
         `out`, or a new array of the library and on the device of x, in the memory order of x. A JAX
         array is row-major; a library that cannot make arrays (no ``__array_namespace__``), or whose
-        arrays are immutable, receives a NumPy array.
+        arrays are immutable, receives a NumPy array (on a GPU: needs `out`; JAX: `unshared.jax`).
 
     Raises
     ------
@@ -108,7 +112,9 @@ def forward(
     ArgumentValueError, a ValueError
         Shapes or options that do not fit, memory that overlaps, devices that differ.
     UnsupportedError, a NotImplementedError
-        What this build cannot do.
+        What this build or this machine cannot do.
+    DeviceError, a RuntimeError
+        A GPU that refuses the work, be it for an error of an earlier operation of any library.
     MemoryError
         No memory for the result.
 
@@ -122,6 +128,10 @@ def forward(
     set. Taps in the padding are no part of the sum; inside the input no term is skipped, so
     0 * nan is nan. Other Python threads run meanwhile; should one of them change an operand, the
     result is undefined.
+
+    Arrays on a GPU: the work is queued on the current stream of the library of x (of one that has
+    none known here: on the legacy default stream), and the call returns at once. It allocates
+    nothing but the result, waits for nothing, and may be captured into a CUDA graph.
 
     Examples
     --------
@@ -174,7 +184,7 @@ def grad_input(
 
     Raises
     ------
-    ArgumentTypeError, ArgumentValueError, UnsupportedError, MemoryError
+    ArgumentTypeError, ArgumentValueError, UnsupportedError, DeviceError, MemoryError
         As in `forward`.
 
     Notes
@@ -235,7 +245,7 @@ def grad_weight(
 
     Raises
     ------
-    ArgumentTypeError, ArgumentValueError, UnsupportedError, MemoryError
+    ArgumentTypeError, ArgumentValueError, UnsupportedError, DeviceError, MemoryError
         As in `forward`.
 
     Notes
@@ -271,7 +281,7 @@ class Explanation(NamedTuple):
     bytes: float  #: of x, w and y together
     terms: int  #: products in the longest sum of one element
     kernel: str
-    level: str  #: the instruction set it was compiled for
+    level: str  #: the instruction set it was compiled for, or "cuda"
     declined: tuple[tuple[str, str], ...]  #: kernels ahead of it in the list: name, reason
 
     def __str__(self) -> str:
@@ -285,8 +295,8 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def explain(face: str, *args: Any, **options: Any) -> Explanation:
-    """Tell what a call would do, without doing it.
+def explain(face: str, *args: Any, place: str | None = None, **options: Any) -> Explanation:
+    """Tell what a call would do, without doing it. Of a GPU, too, on any machine and in any build.
 
     Parameters
     ----------
@@ -294,6 +304,9 @@ def explain(face: str, *args: Any, **options: Any) -> Explanation:
         "forward", "grad_input" or "grad_weight".
     *args, **options
         What the function of that name takes. Arrays are looked at, not read; `out` is not written.
+    place : str, optional
+        "cpu" or "cuda": where arrays of these shapes, strides and dtype would be. By default, where
+        they are.
 
     Returns
     -------
@@ -302,7 +315,7 @@ def explain(face: str, *args: Any, **options: Any) -> Explanation:
     Raises
     ------
     ValueError
-        For another name of a face; otherwise what the call itself would raise.
+        For another name of a face or place; otherwise what the call itself would raise.
 
     Examples
     --------
@@ -310,6 +323,8 @@ def explain(face: str, *args: Any, **options: Any) -> Explanation:
     >>> x, w = np.ones((1, 2, 3, 3)), np.ones((2, 2, 4, 2, 2, 2))
     >>> unshared.explain("forward", x, w).flops
     256.0
+    >>> unshared.explain("forward", x, w, place="cuda").level
+    'cuda'
     """
     import inspect  # slow to import, and needed by nobody else
 
@@ -323,7 +338,7 @@ def explain(face: str, *args: Any, **options: Any) -> Explanation:
     first, second, *rest = bound.arguments.values()
     if index == 0:
         rest.insert(0, None)  # forward needs no size
-    problem, *told = _core.explain(index, first, second, *rest)
+    problem, *told = _core.explain(index, first, second, *rest, place)
     return Explanation._make((problem, face, *told))
 
 
