@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "problem.hpp"
 
@@ -163,6 +164,17 @@ UNSHARED_INLINE constexpr auto visit(DType dtype, F&& f) {
   }
   return f(Type<Complex<double>>{});
 }
+
+// The DType of a storage type.
+template <class T>
+inline constexpr DType dtype_of = [] {
+  int d = 0;
+  while (!visit(static_cast<DType>(d), [](auto type) {
+    return std::is_same_v<typename decltype(type)::type, T>;
+  }))
+    ++d;
+  return static_cast<DType>(d);
+}();
 
 constexpr std::int64_t size_of(DType dtype) {
   return visit(dtype, [](auto t) -> std::int64_t { return sizeof(typename decltype(t)::type); });

@@ -24,7 +24,7 @@ template <TileKind kind, int bytes>
 struct ShapeOf;
 
 template <>
-struct ShapeOf<TileKind::wide, 4> : TileShape<64, 64, 8, 8, 5> {};
+struct ShapeOf<TileKind::wide, 4> : TileShape<64, 64, 8, 8, 4> {};
 template <>
 struct ShapeOf<TileKind::flat, 4> : TileShape<16, 128, 4, 8, 5> {};
 template <>

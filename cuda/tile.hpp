@@ -8,28 +8,14 @@
 // Deterministic: each result element is computed by one thread as one chain.
 #pragma once
 
-#include <initializer_list>
-
-#include "forward.hpp"
-#include "grad_input.hpp"
-#include "grad_weight.hpp"
-#include "reference.hpp"
 #include "shapes.hpp"
+#include "staging.hpp"
 
 namespace unshared::cuda {
 
-// How an operand is brought to shared memory: 16 bytes along the lines of a tile (its rows or
-// columns), element by element across the lines, or element by element along the steps.
-enum class Way { vectors, across, along };
-
-struct Staging {
-  Way way;
-  int unit_loop;  // which loop over steps (product.hpp) moves it by one element
-};
-
 inline constexpr int table_steps = 512;  // whose offsets are in shared memory at a time
 
-// What lies in a block's shared memory, after the ring of chunks.
+// What lies in a block's shared memory, after the ring of chunks. Offsets of operands are in bytes.
 template <class S>
 struct TileTables {
   StepOffset step[table_steps];
@@ -39,7 +25,7 @@ struct TileTables {
   Spot spot;
 };
 
-template <class T, Face face, class S>
+template <class T, class S>
 struct TileKernel {
   static constexpr int threads = S::threads;
   static constexpr int blocks_per_processor = S::blocks_per_processor;
@@ -98,8 +84,8 @@ struct TileKernel {
  private:
   template <class Thread>
   static UNSHARED_DEVICE void put(Thread& t, StepOffset* to, StepOffset offset) {
-    t.store_shared(&to->first, offset.first);
-    t.store_shared(&to->second, offset.second);
+    t.store_shared(&to->first, offset.first * size);
+    t.store_shared(&to->second, offset.second * size);
   }
 
   // The tile's place, and the offsets of its rows and columns.
@@ -117,11 +103,11 @@ struct TileKernel {
     t.sync();
     const int64_t row = t.load_shared(&spot.row), column = t.load_shared(&spot.column);
     for (int r = t.index(); r < S::rows; r += threads)
-      t.store_shared(&tables.row[r], (row + r) * product.row_second);
+      t.store_shared(&tables.row[r], (row + r) * product.row_second * size);
     for (int c = t.index(); c < S::columns; c += threads) {
-      if (column + c >= product.columns) break;
-      const ColumnOffset at = column_offset(t, product, spot, column + c);
-      t.store_shared(&tables.column[c], at.first);
+      const ColumnOffset at =
+          column_offset(t, product, spot, lesser(column + c, product.columns - 1));
+      t.store_shared(&tables.column[c], at.first * size);
       t.store_shared(&tables.result[c], at.result);
       t.store_shared(&tables.inside[c], static_cast<int>(at.inside));
     }
@@ -159,57 +145,83 @@ struct TileKernel {
   UNSHARED_DEVICE void stage(Thread& t, const TileTables<S>& tables, T* to, const StepOffset* step,
                              int count, int chunk) const {
     const Spot& spot = tables.spot;
-    const int64_t rows = product.rows - t.load_shared(&spot.row);
-    const int64_t columns = product.columns - t.load_shared(&spot.column);
-    stage_lines<S::rows>(t, to, operands.second + t.load_shared(&spot.second), tables.row,
-                         &step->second, count, chunk, lesser(rows, S::rows), second.way,
-                         spot.order[1]);
-    stage_lines<S::columns>(
-        t, to + S::capacity * row_pitch, operands.first + t.load_shared(&spot.first), tables.column,
-        &step->first, count, chunk, lesser(columns, S::columns), first.way, spot.order[0]);
+    const Chunk rows{operands.second + t.load_shared(&spot.second),
+                     tables.row,
+                     &step->second,
+                     &spot.order[1],
+                     static_cast<int>(lesser(product.rows - t.load_shared(&spot.row), S::rows)),
+                     count,
+                     chunk};
+    const Chunk columns{
+        operands.first + t.load_shared(&spot.first),
+        tables.column,
+        &step->first,
+        &spot.order[0],
+        static_cast<int>(lesser(product.columns - t.load_shared(&spot.column), S::columns)),
+        count,
+        chunk};
+    stage_lines<S::rows>(t, rows, to, second.way);
+    stage_lines<S::columns>(t, columns, to + S::capacity * row_pitch, first.way);
   }
 
-  // `step` points at one of the two offsets of a StepOffset.
+  // What to copy of one operand. `step` points at one of the two offsets of a StepOffset.
+  struct Chunk {
+    const T* from;
+    const int64_t* line;
+    const int64_t* step;
+    const Order* order;
+    int lines, count, room;  // count steps, in an order made for `room` of them
+  };
+
   template <int lines, class Thread>
-  static UNSHARED_DEVICE void stage_lines(Thread& t, T* to, const T* from, const int64_t* line,
-                                          const int64_t* step, int count, int chunk, int64_t valid,
-                                          Way way, const Order& order) {
-    constexpr int pitch = lines + vector;
-    constexpr int step_size = sizeof(StepOffset) / sizeof(int64_t);
-    const int end = static_cast<int>(valid);
-    if (way == Way::vectors) {
-      constexpr int per_step = lines / vector, side = per_step < threads ? per_step : threads;
-      for (int s = t.index() / side; s < count; s += threads / side) {
-        const T* at = from + t.load_shared(step + s * step_size);
-        for (int l = t.index() % side * vector; l < lines; l += side * vector)
-          if (l < end) t.template copy<16>(to + s * pitch + l, at + t.load_shared(line + l));
-      }
-    } else if (way == Way::across) {
-      constexpr int side = lines < 32 ? lines : 32;
-      for (int s = t.index() / side; s < count; s += threads / side) {
-        const T* at = from + t.load_shared(step + s * step_size);
-        for (int l = t.index() % side; l < lines; l += side)
-          if (l < end) copy_one(t, to + s * pitch + l, at + t.load_shared(line + l));
-      }
-    } else {
-      const int log_run = t.load_shared(&order.log_run), apart = t.load_shared(&order.apart);
-      const int beyond = t.load_shared(&order.beyond), in_run = (1 << log_run) - 1;
-      for (int i = t.index() % 8; i < chunk; i += 8) {
-        const int s = (i & in_run) * apart + (i >> log_run) * beyond;
-        if (s >= count) continue;
-        const T* at = from + t.load_shared(step + s * step_size);
-        for (int l = t.index() / 8; l < lines; l += threads / 8)
-          if (l < end) copy_one(t, to + s * pitch + l, at + t.load_shared(line + l));
-      }
+  static UNSHARED_DEVICE void stage_lines(Thread& t, const Chunk& chunk, T* to, Way way) {
+    constexpr int packs = lines / vector;
+    if (way == Way::vectors)
+      stage_by < lines, vector, packs<threads ? packs : threads, false>(t, chunk, to);
+    else if (way == Way::across)
+      stage_by < lines, 1, lines<32 ? lines : 32, false>(t, chunk, to);
+    else
+      stage_by<lines, 1, threads / 8, true>(t, chunk, to);
+  }
+
+  // n neighbouring lines at a time; `on_lines` threads share the lines, the others take other steps.
+  template <int lines, int n, int on_lines, bool along, class Thread>
+  static UNSHARED_DEVICE void stage_by(Thread& t, const Chunk& chunk, T* to) {
+    constexpr int on_steps = threads / on_lines, pitch = lines + vector;
+    constexpr int mine = lines / n / on_lines, apart = on_lines * n;
+    static_assert(mine * apart == lines && on_steps * on_lines == threads);
+    const int line = (along ? t.index() / on_steps : t.index() % on_lines) * n;
+    const int left = chunk.lines - line;
+    int64_t offset[mine];
+    for (int u = 0; u < mine; ++u) offset[u] = t.load_shared(chunk.line + line + u * apart);
+    Order order{3, 1, 8};
+    if (along)
+      order = {t.load_shared(&chunk.order->log_run), t.load_shared(&chunk.order->apart),
+               t.load_shared(&chunk.order->beyond)};
+    const int run = (1 << order.log_run) - 1, end = along ? chunk.room : chunk.count;
+    for (int i = along ? t.index() % on_steps : t.index() / on_lines; i < end; i += on_steps) {
+      const int s = along ? (i & run) * order.apart + (i >> order.log_run) * order.beyond : i;
+      if (along && s >= chunk.count) continue;
+      constexpr int next = sizeof(StepOffset) / sizeof(int64_t);
+      const char* from = bytes(chunk.from) + t.load_shared(chunk.step + s * next);
+      copy_lines<n, mine, apart>(t, to + s * pitch + line, from, offset, left);
     }
   }
+  static UNSHARED_DEVICE const char* bytes(const T* p) { return reinterpret_cast<const char*>(p); }
 
-  template <class Thread>
-  static UNSHARED_DEVICE void copy_one(Thread& t, T* to, const T* from) {
-    if constexpr (size >= 4)
-      t.template copy<size>(to, from);
-    else  // no asynchronous copy is that small
-      t.store_shared(to, t.load(from));
+  template <int n, int mine, int apart, class Thread>
+  static UNSHARED_DEVICE void copy_lines(Thread& t, T* to, const char* from,
+                                         const int64_t (&offset)[mine], int left) {
+    if constexpr (n * size >= 4) {
+      for (int u = 0; u < mine; ++u)
+        if (u * apart < left) t.template copy<n * size>(to + u * apart, from + offset[u]);
+    } else {  // no asynchronous copy is that small
+      T moved[mine];
+      for (int u = 0; u < mine; ++u)
+        if (u * apart < left) moved[u] = t.load(reinterpret_cast<const T*>(from + offset[u]));
+      for (int u = 0; u < mine; ++u)
+        if (u * apart < left) t.store_shared(to + u * apart, moved[u]);
+    }
   }
 
   template <class Thread>
@@ -283,8 +295,8 @@ struct TileKernel {
       const int j = column_of(t.index(), c);
       for (int r = 0; r < thread_rows; r += pack) {
         const int i = row_of(t.index(), r);
-        store_square(t, tables, to + (row + i) * product.row_result, lesser(rows - i, pack),
-                     lesser(columns - j, pack), j, sums, r, c);
+        store_square(t, tables, to + (row + i) * product.row_result, rows - i, columns - j, j, sums,
+                     r, c);
       }
     }
   }
@@ -296,140 +308,42 @@ struct TileKernel {
                                     int c0) const {
     using P = Pack<T, pack>;
     if (rows <= 0 || columns <= 0) return;
-    if (pack_columns && columns == pack) {
-      const int64_t at = t.load_shared(&tables.result[j]);
-      const bool inside = t.load_shared(&tables.inside[j]) != 0;
-      if (!inside && operands.accumulate) return;
+    if (pack_columns && columns >= pack && t.load_shared(&tables.inside[j]) != 0) {
+      to += t.load_shared(&tables.result[j]);
       for (int r = 0; r < pack; ++r) {
         P p;
-        for (int c = 0; c < pack; ++c) p.at[c] = result(sums.at[r0 + r][c0 + c], inside);
-        if (r < rows) t.store(reinterpret_cast<P*>(to + r * product.row_result + at), p);
+        for (int c = 0; c < pack; ++c) p.at[c] = round_to<T>(sums.at[r0 + r][c0 + c]);
+        if (r < rows) t.store(reinterpret_cast<P*>(to + r * product.row_result), p);
       }
       return;
     }
-    for (int c = 0; c < pack; ++c) {
-      if (c >= columns) break;
-      T* const at = to + t.load_shared(&tables.result[j + c]);
-      const bool inside = t.load_shared(&tables.inside[j + c]) != 0;
-      if (!inside && operands.accumulate) continue;
-      if (pack_rows && rows == pack) {
-        P p;
-        for (int r = 0; r < pack; ++r) p.at[r] = result(sums.at[r0 + r][c0 + c], inside);
-        t.store(reinterpret_cast<P*>(at), p);
-      } else {
-        for (int r = 0; r < pack; ++r)
-          if (r < rows)
-            t.store(at + r * product.row_result, result(sums.at[r0 + r][c0 + c], inside));
-      }
-    }
+    UNSHARED_UNROLL(4)
+    for (int c = 0; c < pack; ++c)
+      if (c < columns) store_column(t, tables, to, rows, j + c, sums, r0, c0 + c);
   }
 
-  static UNSHARED_DEVICE T result(Sum sum, bool inside) { return inside ? round_to<T>(sum) : T{}; }
+  template <class Thread>
+  UNSHARED_DEVICE void store_column(Thread& t, const TileTables<S>& tables, T* to, int64_t rows,
+                                    int j, const Sums& sums, int r0, int c) const {
+    to += t.load_shared(&tables.result[j]);
+    const bool inside = t.load_shared(&tables.inside[j]) != 0;
+    if (pack_rows && rows >= pack && inside) {
+      Pack<T, pack> p;
+      for (int r = 0; r < pack; ++r) p.at[r] = round_to<T>(sums.at[r0 + r][c]);
+      t.store(reinterpret_cast<Pack<T, pack>*>(to), p);
+      return;
+    }
+    UNSHARED_UNROLL(4)
+    for (int r = 0; r < pack; ++r)
+      if (r < rows)
+        store_one(t, to + r * product.row_result, round_to<T>(sums.at[r0 + r][c]), inside);
+  }
+
+  // A tap in padding has an empty chain: zero, or what was there.
+  template <class Thread>
+  UNSHARED_DEVICE void store_one(Thread& t, T* to, T sum, bool inside) const {
+    t.store(to, inside ? sum : operands.accumulate ? t.load_result(to) : T{});
+  }
 };
-
-// --- the host's side
-template <Face face>
-Product product_of(const Problem& problem) {
-  if constexpr (face == Face::forward) return forward_product(problem);
-  if constexpr (face == Face::grad_input) return grad_input_product(problem);
-  if constexpr (face == Face::grad_weight) return grad_weight_product(problem);
-}
-
-// Whether packs of n elements stay aligned: the pointer, and all strides but the unit one.
-template <class T>
-bool aligned(const void* data, int n, std::initializer_list<int64_t> strides) {
-  const auto bytes = static_cast<std::uintptr_t>(n) * sizeof(T);
-  bool yes = reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
-  for (const int64_t stride : strides) yes = yes && stride % n == 0;
-  return yes;
-}
-
-// Whether `n` neighbouring columns are neighbours in memory: of first, or of the result.
-inline bool columns_together(const Product& p, int64_t ColumnLoop::* stride, int n) {
-  for (int d = 0; d + 1 < p.column_depth; ++d)
-    if (p.column[d].*stride % n != 0) return false;
-  const ColumnLoop& last = p.column[p.column_depth - 1];
-  return last.*stride == 1 && last.axis < 0 && last.count % n == 0;
-}
-
-// The loop over steps in which an operand moves by one element.
-inline int unit_loop(const Product& p, int64_t step, int64_t CellAxis::* axis_step) {
-  if (step == 1 && p.steps > 1) return step_loop;
-  if (p.taps_are_steps)
-    for (int s = p.axis_count - 1; s >= 0; --s)
-      if (p.axes[s].axis.kernel > 1 && (p.axes[s].*axis_step == 1 || p.axes[s].*axis_step == -1))
-        return s;
-  return no_loop;
-}
-
-template <class T>
-Staging staging_of_second(const Product& p, const void* data) {
-  constexpr int n = 16 / static_cast<int>(sizeof(T));
-  bool together = aligned<T>(data, n, {p.rows, p.step_second});
-  for (int s = 0; s < p.axis_count; ++s)
-    together = together &&
-               aligned<T>(data, n,
-                          {p.axes[s].second_partner, p.axes[s].second_tap, p.axes[s].second_cell});
-  if (p.row_second == 1) return {together ? Way::vectors : Way::across, no_loop};
-  const int unit = unit_loop(p, p.step_second, &CellAxis::step_second);
-  return {unit == no_loop ? Way::across : Way::along, unit};
-}
-
-template <class T>
-Staging staging_of_first(const Product& p, const void* data) {
-  constexpr int n = 16 / static_cast<int>(sizeof(T));
-  bool together = aligned<T>(data, n, {p.step_first}) && columns_together(p, &ColumnLoop::first, n);
-  for (int s = 0; s < p.axis_count; ++s) together = together && p.axes[s].first_partner % n == 0;
-  if (together) return {Way::vectors, no_loop};
-  for (int d = 0; d < p.column_depth; ++d)
-    if (p.column[d].first == 1 && p.column[d].count > 1) return {Way::across, no_loop};
-  const int unit = unit_loop(p, p.step_first, &CellAxis::step_first);
-  return {unit == no_loop ? Way::across : Way::along, unit};
-}
-
-template <class Device, class T, Face face, class S>
-void run_shape(const Product& product, const Call& call) noexcept {
-  using K = TileKernel<T, face, S>;
-  K kernel{};
-  kernel.product = product;
-  kernel.operands = operands_of<T>(call);
-  kernel.row_tiles = ceil_div(product.rows, S::rows);
-  kernel.column_tiles = ceil_div(product.columns, S::columns);
-  kernel.items = product.cells * kernel.row_tiles * kernel.column_tiles;
-  kernel.first = staging_of_first<T>(product, call.first);
-  kernel.second = staging_of_second<T>(product, call.second);
-  bool cells_aligned = true;
-  for (int s = 0; s < product.axis_count; ++s)
-    cells_aligned = cells_aligned && product.axes[s].result_cell % K::pack == 0;
-  kernel.pack_columns = cells_aligned && columns_together(product, &ColumnLoop::result, K::pack) &&
-                        aligned<T>(call.result, K::pack, {product.row_result});
-  kernel.pack_rows =
-      cells_aligned && product.row_result == 1 && aligned<T>(call.result, K::pack, {});
-  for (int d = 0; d < product.column_depth; ++d)
-    kernel.pack_rows = kernel.pack_rows && product.column[d].result % K::pack == 0;
-  // Enough blocks to fill any device a few times over, and few enough that most compute several
-  // cells, whose tables of steps are the same.
-  constexpr int64_t processors = 132, rounds = 4;
-  Device::launch(kernel, lesser(kernel.items, processors * S::blocks_per_processor * rounds),
-                 K::shared_bytes, call);
-}
-
-// What the tables count in 32 bits.
-template <Face face>
-bool tile_able(const Problem& problem) noexcept {
-  const Layout result = problem.layout(result_of(face));
-  if (result.elements() == 0) return false;
-  const Product p = product_of<face>(problem);
-  return p.most_steps <= max_extent && p.columns <= max_extent;
-}
-
-template <class Device, class T, Face face, TileKind kind>
-void run_tile(const Problem& problem, const Call& call) noexcept {
-  // A complex number that straddles the alignment of its size cannot be copied at once.
-  if (!aligned<T>(call.first, 1, {}) || !aligned<T>(call.second, 1, {}) ||
-      !aligned<T>(call.result, 1, {}))
-    return run_reference<Device, T, face>(problem, call);
-  run_shape<Device, T, face, Shape<T, kind>>(product_of<face>(problem), call);
-}
 
 }  // namespace unshared::cuda

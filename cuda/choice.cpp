@@ -1,0 +1,195 @@
+// The cost model of choice.hpp. Per kernel the longest of three times: of the multiplications and
+// the copies a processor issues, of what it reads through L2, and of what device memory must move at
+// least. None of the fractions below has been measured yet.
+#include "choice.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "staging.hpp"
+#include "statement.hpp"
+
+namespace unshared::cuda {
+namespace {
+
+// An H200. Memory: copying at 4.3e12 bytes/s was measured on one. L2: published measurements of an
+// H100. Multiplications: 128 lanes x 132 processors x 1.755 GHz, of which a pure loop of them gets
+// 60e12 operations/s; half as many in double precision. Launch: an empty kernel's time on the device.
+constexpr double processors = 132, clock = 1.755e9, schedulers = 4;
+constexpr double memory_rate = 4.3e12 * 0.85, l2_rate = 5.5e12 * 0.8;
+constexpr double fma_rate = 30e12, launch_seconds = 2e-6;
+constexpr double sector = 32;  // bytes that L2 moves at least
+
+// Of a cell from its place to its first copies' arrival: a chain of shared and global latencies.
+constexpr double item_latency = 2.5e-6;
+// Instructions around one copy of a warp, counted in the machine code.
+constexpr double copy_instructions = 9;
+// A warp's term in the reference: index arithmetic, two loads, one multiplication.
+constexpr double reference_instructions = 40;
+
+struct ShapeNumbers {
+  double rows, columns, threads, blocks, fraction;  // of fma_rate
+};
+
+template <int bytes>
+ShapeNumbers shape_numbers(TileKind kind) {
+  const auto of = [](auto shape, double fraction) {
+    using S = decltype(shape);
+    return ShapeNumbers{S::rows, S::columns, S::threads, S::blocks_per_processor, fraction};
+  };
+  // The share of multiplications in the loop's instructions, less a tenth.
+  switch (kind) {
+    case TileKind::wide: return of(ShapeOf<TileKind::wide, bytes>{}, 0.80);
+    case TileKind::flat: return of(ShapeOf<TileKind::flat, bytes>{}, 0.72);
+    case TileKind::small: return of(ShapeOf<TileKind::small, bytes>{}, 0.60);
+    case TileKind::stream8: return of(ShapeOf<TileKind::stream8, bytes>{}, 0.60);
+    case TileKind::stream16: break;
+  }
+  return of(ShapeOf<TileKind::stream16, bytes>{}, 0.72);
+}
+
+ShapeNumbers shape_numbers(TileKind kind, int bytes) {
+  return bytes <= 4 ? shape_numbers<4>(kind)
+                    : bytes == 8 ? shape_numbers<8>(kind) : shape_numbers<16>(kind);
+}
+
+struct Model {
+  const Problem& problem;
+  const Face face;
+  const int size;  // of an element, in bytes
+  const double fmas;  // of real numbers per product
+  const double rate;  // of those
+  const double compulsory;  // bytes
+  const Product p;
+  const double steps;  // of a cell, on average
+  const Staging first, second;
+
+  Model(const Problem& q, Face f, DType dtype)
+      : problem(q),
+        face(f),
+        size(static_cast<int>(size_of(dtype))),
+        fmas(parts_of(dtype) == 2 ? 4 : 1),
+        rate(dtype == DType::float64 || dtype == DType::complex128 ? fma_rate / 2 : fma_rate),
+        compulsory(q.bytes(dtype)),
+        p(product_of(q, f)),
+        steps(p.taps_are_steps ? q.flops() / 2 / (cells() * rows() * columns()) : batch()),
+        first(staging_of_first(p, nullptr, size)),
+        second(staging_of_second(p, nullptr, size)) {}
+
+  double cells() const { return static_cast<double>(p.cells); }
+  double rows() const { return static_cast<double>(p.rows); }
+  double columns() const { return static_cast<double>(p.columns); }
+  double batch() const { return static_cast<double>(problem.batch); }
+
+  // How many bytes L2 moves per byte an operand needs, from how many elements lie side by side.
+  double waste(double side_by_side) const {
+    return sector / std::min(sector, std::max(side_by_side, 1.0) * size);
+  }
+  double waste_of(const Staging& staging, int64_t line_stride, int64_t lines) const {
+    if (staging.way == Way::vectors) return 1;
+    if (staging.way == Way::across)
+      return waste(line_stride == 1 ? static_cast<double>(lines) : 1);
+    if (staging.unit_loop != step_loop)
+      return waste(static_cast<double>(p.axes[staging.unit_loop].axis.kernel));
+    double period = 1;
+    if (p.taps_are_steps && p.taps_inside)
+      for (int s = 0; s < p.axis_count; ++s) period *= static_cast<double>(p.axes[s].axis.kernel);
+    double run = 8;
+    while (period > 1 && run > 1 && run * period > 36) run /= 2;
+    return waste(std::min(run, static_cast<double>(p.steps)));
+  }
+  double first_waste() const {
+    for (int d = 0; d < p.column_depth; ++d)
+      if (p.column[d].first == 1) return waste_of(first, 1, p.column[d].count);
+    return waste_of(first, 0, 1);
+  }
+  double second_waste() const { return waste_of(second, p.row_second, p.rows); }
+
+  double tile(TileKind kind) const {
+    const ShapeNumbers s = shape_numbers(kind, size);
+    const double across = std::ceil(rows() / s.rows), along = std::ceil(columns() / s.columns);
+    const double items = cells() * across * along;
+    const double reads_first = columns() / along * steps, reads_second = rows() / across * steps;
+    const auto copies = [&](double elements, const Staging& staging) {
+      return elements / 32 / (staging.way == Way::vectors ? 16 / size : 1) * copy_instructions;
+    };
+    const double compute = s.rows * s.columns * steps * fmas / (rate / processors * s.fraction);
+    const double copy = (copies(reads_first, first) + copies(reads_second, second)) /
+                        (schedulers * clock);
+    const double rounds = std::ceil(items / processors);
+    const double resident = std::min(s.blocks, rounds);
+    // A block alone keeps no more schedulers busy than it has warps, and waits for its first copies.
+    const double alone = (compute + copy) * std::max(1.0, schedulers / (s.threads / 32));
+    const double busy = rounds * std::max(compute + copy, (alone + item_latency) / resident);
+    const double l2 =
+        items * (reads_first * first_waste() + reads_second * second_waste()) * size / l2_rate;
+    return launch_seconds + std::max({busy, l2, compulsory / memory_rate});
+  }
+
+  // Lanes over the cells along the axis where weights lie closest.
+  double lanes() const {
+    const CellAxis* lane = nullptr;
+    const auto apart = [&](const CellAxis& a) {
+      const int64_t d = face == Face::grad_weight ? a.result_cell : a.axis.w_place_stride;
+      return static_cast<double>(greater(d, -d));
+    };
+    double cells_along = 1;
+    for (int s = 0; s < p.axis_count; ++s)
+      if (p.axes[s].cells > 1 && (lane == nullptr || apart(p.axes[s]) < apart(*lane)))
+        lane = &p.axes[s];
+    if (lane != nullptr) cells_along = static_cast<double>(lane->cells);
+    // Sectors a warp's load touches: a cycle each.
+    const auto sectors = [&](double stride) {
+      return std::min(32.0, std::max(1.0, 32 * stride * size / sector / 4));
+    };
+    const double weights_apart = lane == nullptr ? 32 : apart(*lane);
+    const double others_apart =
+        lane == nullptr ? 32 : std::abs(static_cast<double>(lane->axis.x_stride));
+    constexpr double held = 4;  // rows and columns in registers
+    const double warps = std::ceil(cells_along / 32) * cells() / cells_along;
+    const double columns_held = std::ceil(columns() / held), rows_held = std::ceil(rows() / held);
+    const bool weights_result = face == Face::grad_weight;
+    const double loads =
+        warps * steps *
+            (columns_held * rows() * sectors(weights_result ? others_apart : weights_apart) +
+             rows_held * columns() * sectors(others_apart)) +
+        warps * rows() * columns() * sectors(weights_result ? weights_apart : others_apart);
+    const double issue =
+        warps * 32 * columns_held * held * rows_held * held * steps * fmas / (rate * 0.5);
+    const double idle = std::max(1.0, processors * 8 / (warps * columns_held * rows_held));
+    return launch_seconds + std::max({loads * std::max(1.0, size / 4.0) / processors / clock * idle,
+                                      issue * idle, compulsory / memory_rate});
+  }
+
+  double reference() const {
+    const double terms = cells() * rows() * columns() * std::max(steps, 1.0);
+    return launch_seconds +
+           std::max(terms / 32 * (reference_instructions + 4 * fmas) / (processors * schedulers * clock),
+                    compulsory / memory_rate);
+  }
+};
+
+}  // namespace
+
+Prediction predict(const Problem& problem, Face face, DType dtype) noexcept {
+  Prediction prediction{{}, TileKind::small, TileKind::stream8, Family::reference};
+  if (problem.layout(result_of(face)).elements() == 0) return prediction;
+  const Model model(problem, face, dtype);
+  double seconds[tile_kinds];
+  for (int k = 0; k < tile_kinds; ++k) seconds[k] = model.tile(static_cast<TileKind>(k));
+  const auto least = [&](TileKind from, TileKind to) {
+    const double* best = std::min_element(seconds + static_cast<int>(from),
+                                          seconds + static_cast<int>(to) + 1);
+    return static_cast<TileKind>(best - seconds);
+  };
+  prediction.tile = least(TileKind::wide, TileKind::small);
+  prediction.stream = least(TileKind::stream8, TileKind::stream16);
+  const double each[] = {seconds[static_cast<int>(prediction.tile)],
+                         seconds[static_cast<int>(prediction.stream)], model.lanes(),
+                         model.reference()};
+  for (int f = 0; f < family_count; ++f) prediction.microseconds[f] = each[f] * 1e6;
+  prediction.best = static_cast<Family>(std::min_element(each, each + family_count) - each);
+  return prediction;
+}
+
+}  // namespace unshared::cuda
