@@ -49,8 +49,9 @@ ShapeNumbers shape_numbers(TileKind kind) {
 }
 
 ShapeNumbers shape_numbers(TileKind kind, int bytes) {
-  return bytes <= 4 ? shape_numbers<4>(kind)
-                    : bytes == 8 ? shape_numbers<8>(kind) : shape_numbers<16>(kind);
+  return bytes <= 4   ? shape_numbers<4>(kind)
+         : bytes == 8 ? shape_numbers<8>(kind)
+                      : shape_numbers<16>(kind);
 }
 
 struct Model {
@@ -87,8 +88,7 @@ struct Model {
   }
   double waste_of(const Staging& staging, int64_t line_stride, int64_t lines) const {
     if (staging.way == Way::vectors) return 1;
-    if (staging.way == Way::across)
-      return waste(line_stride == 1 ? static_cast<double>(lines) : 1);
+    if (staging.way == Way::across) return waste(line_stride == 1 ? static_cast<double>(lines) : 1);
     if (staging.unit_loop != step_loop)
       return waste(static_cast<double>(p.axes[staging.unit_loop].axis.kernel));
     double period = 1;
@@ -114,8 +114,8 @@ struct Model {
       return elements / 32 / (staging.way == Way::vectors ? 16 / size : 1) * copy_instructions;
     };
     const double compute = s.rows * s.columns * steps * fmas / (rate / processors * s.fraction);
-    const double copy = (copies(reads_first, first) + copies(reads_second, second)) /
-                        (schedulers * clock);
+    const double copy =
+        (copies(reads_first, first) + copies(reads_second, second)) / (schedulers * clock);
     const double rounds = std::ceil(items / processors);
     const double resident = std::min(s.blocks, rounds);
     // A block alone keeps no more schedulers busy than it has warps, and waits for its first copies.
@@ -163,9 +163,9 @@ struct Model {
 
   double reference() const {
     const double terms = cells() * rows() * columns() * std::max(steps, 1.0);
-    return launch_seconds +
-           std::max(terms / 32 * (reference_instructions + 4 * fmas) / (processors * schedulers * clock),
-                    compulsory / memory_rate);
+    return launch_seconds + std::max(terms / 32 * (reference_instructions + 4 * fmas) /
+                                         (processors * schedulers * clock),
+                                     compulsory / memory_rate);
   }
 };
 
@@ -178,8 +178,8 @@ Prediction predict(const Problem& problem, Face face, DType dtype) noexcept {
   double seconds[tile_kinds];
   for (int k = 0; k < tile_kinds; ++k) seconds[k] = model.tile(static_cast<TileKind>(k));
   const auto least = [&](TileKind from, TileKind to) {
-    const double* best = std::min_element(seconds + static_cast<int>(from),
-                                          seconds + static_cast<int>(to) + 1);
+    const double* best =
+        std::min_element(seconds + static_cast<int>(from), seconds + static_cast<int>(to) + 1);
     return static_cast<TileKind>(best - seconds);
   };
   prediction.tile = least(TileKind::wide, TileKind::small);

@@ -1,6 +1,6 @@
 // forward on CUDA: its kernels (kernels.hpp), compiled.
 #include "kernels.hpp"
-#include "launch.hpp"
+#include "tile_instances.hpp"
 
 namespace unshared::cuda {
 

@@ -8,20 +8,36 @@
 #include "../cpp/scalar.hpp"
 #include "lanes.hpp"
 #include "reference.hpp"
+#include "tiling.hpp"
 
 namespace unshared::cuda {
 
 constexpr const char* accepts(const Problem&) noexcept { return nullptr; }
 
-// Fills in the kernels of one face. The first that accepts runs.
+// The first that accepts runs, and that is the one of which choice.hpp expects the most.
+template <class T, Face face, Family family>
+const char* declines(const Problem& problem) noexcept {
+  const bool able =
+      family == Family::lanes ? lanes_able<T, face>(problem) : tile_able<face>(problem);
+  if (!able) return "more terms to a sum than it counts";
+  return predict(problem, face, dtype_of<T>).best == family
+             ? nullptr
+             : "another kernel is predicted to be faster";
+}
+
+// Fills in the kernels of one face.
 template <class Device, Face face>
 void fill(KernelTable& table) {
   for (int d = 0; d < dtype_count; ++d)
     visit(static_cast<DType>(d), [&](auto type) {
       using T = typename decltype(type)::type;
       Kernel* at = table.list[d][static_cast<int>(face)];
-      *at++ = {"lanes", lanes_declines<T, face>, run_lanes<Device, T, face>, Precision::ieee,
-               lanes_able<T, face>};
+      *at++ = {"tile", declines<T, face, Family::tile>, run_tile<Device, T, face, Family::tile>,
+               Precision::ieee, tile_able<face>};
+      *at++ = {"stream", declines<T, face, Family::stream>,
+               run_tile<Device, T, face, Family::stream>, Precision::ieee, tile_able<face>};
+      *at++ = {"lanes", declines<T, face, Family::lanes>, run_lanes<Device, T, face>,
+               Precision::ieee, lanes_able<T, face>};
       *at++ = {"reference", accepts, run_reference<Device, T, face>};
     });
 }

@@ -48,7 +48,7 @@ inline Staging staging_of_second(const Product& p, const void* data, int size) {
   for (int s = 0; s < p.axis_count; ++s)
     together = together &&
                aligned(data, size, n,
-                          {p.axes[s].second_partner, p.axes[s].second_tap, p.axes[s].second_cell});
+                       {p.axes[s].second_partner, p.axes[s].second_tap, p.axes[s].second_cell});
   if (p.row_second == 1) return {together ? Way::vectors : Way::across, no_loop};
   const int unit = unit_loop(p, p.step_second, &CellAxis::step_second);
   return {unit == no_loop ? Way::across : Way::along, unit};
@@ -56,7 +56,8 @@ inline Staging staging_of_second(const Product& p, const void* data, int size) {
 
 inline Staging staging_of_first(const Product& p, const void* data, int size) {
   const int n = 16 / size;
-  bool together = aligned(data, size, n, {p.step_first}) && columns_together(p, &ColumnLoop::first, n);
+  bool together =
+      aligned(data, size, n, {p.step_first}) && columns_together(p, &ColumnLoop::first, n);
   for (int s = 0; s < p.axis_count; ++s) together = together && p.axes[s].first_partner % n == 0;
   if (together) return {Way::vectors, no_loop};
   for (int d = 0; d < p.column_depth; ++d)

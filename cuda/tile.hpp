@@ -193,6 +193,7 @@ struct TileKernel {
     const int line = (along ? t.index() / on_steps : t.index() % on_lines) * n;
     const int left = chunk.lines - line;
     int64_t offset[mine];
+    UNSHARED_UNROLL(16)
     for (int u = 0; u < mine; ++u) offset[u] = t.load_shared(chunk.line + line + u * apart);
     Order order{3, 1, 8};
     if (along)
@@ -213,12 +214,15 @@ struct TileKernel {
   static UNSHARED_DEVICE void copy_lines(Thread& t, T* to, const char* from,
                                          const int64_t (&offset)[mine], int left) {
     if constexpr (n * size >= 4) {
+      UNSHARED_UNROLL(16)
       for (int u = 0; u < mine; ++u)
         if (u * apart < left) t.template copy<n * size>(to + u * apart, from + offset[u]);
     } else {  // no asynchronous copy is that small
       T moved[mine];
+      UNSHARED_UNROLL(16)
       for (int u = 0; u < mine; ++u)
         if (u * apart < left) moved[u] = t.load(reinterpret_cast<const T*>(from + offset[u]));
+      UNSHARED_UNROLL(16)
       for (int u = 0; u < mine; ++u)
         if (u * apart < left) t.store_shared(to + u * apart, moved[u]);
     }
@@ -234,9 +238,10 @@ struct TileKernel {
       read<thread_rows, S::rows>(t, rows + s * row_pitch, row, operands.conjugate_second);
       read<thread_columns, S::columns>(t, columns + s * column_pitch, column,
                                        operands.conjugate_first);
-      for (int r = 0; r < thread_rows; ++r)
-        for (int c = 0; c < thread_columns; ++c)
-          sums.at[r][c] = chain(column[c], row[r], sums.at[r][c]);
+      UNSHARED_UNROLL(8)
+      for (int r = 0; r < thread_rows; ++r) UNSHARED_UNROLL(8)
+      for (int c = 0; c < thread_columns; ++c)
+        sums.at[r][c] = chain(column[c], row[r], sums.at[r][c]);
     }
   }
 
@@ -244,8 +249,10 @@ struct TileKernel {
   template <int mine, int lines, class Thread>
   static UNSHARED_DEVICE void read(Thread& t, const T* from, Sum (&to)[mine], bool conjugated) {
     using P = Pack<T, pack>;
+    UNSHARED_UNROLL(16)
     for (int g = 0; g < mine / pack; ++g) {
       const P p = t.load_shared(reinterpret_cast<const P*>(from + g * (lines / mine * pack)));
+      UNSHARED_UNROLL(16)
       for (int v = 0; v < pack; ++v) to[g * pack + v] = conjugate(widen(p.at[v]), conjugated);
     }
   }
@@ -266,15 +273,18 @@ struct TileKernel {
   template <class Thread>
   UNSHARED_DEVICE void start(Thread& t, const TileTables<S>& tables, Sums& sums) const {
     if (!operands.accumulate) {
-      for (int r = 0; r < thread_rows; ++r)
-        for (int c = 0; c < thread_columns; ++c) sums.at[r][c] = Sum{};
+      UNSHARED_UNROLL(8)
+      for (int r = 0; r < thread_rows; ++r) UNSHARED_UNROLL(8)
+      for (int c = 0; c < thread_columns; ++c) sums.at[r][c] = Sum{};
       return;
     }
     const int64_t row = t.load_shared(&tables.spot.row),
                   column = t.load_shared(&tables.spot.column);
     const T* from = operands.result + t.load_shared(&tables.spot.result);
+    UNSHARED_UNROLL(8)
     for (int c = 0; c < thread_columns; ++c) {
       const int j = column_of(t.index(), c);
+      UNSHARED_UNROLL(8)
       for (int r = 0; r < thread_rows; ++r) {
         const int64_t at = row + row_of(t.index(), r);
         sums.at[r][c] = at < product.rows && column + j < product.columns
@@ -291,8 +301,10 @@ struct TileKernel {
     const int64_t row = t.load_shared(&spot.row), column = t.load_shared(&spot.column);
     T* const to = operands.result + t.load_shared(&spot.result);
     const int64_t rows = product.rows - row, columns = product.columns - column;
+    UNSHARED_UNROLL(8)
     for (int c = 0; c < thread_columns; c += pack) {
       const int j = column_of(t.index(), c);
+      UNSHARED_UNROLL(8)
       for (int r = 0; r < thread_rows; r += pack) {
         const int i = row_of(t.index(), r);
         store_square(t, tables, to + (row + i) * product.row_result, rows - i, columns - j, j, sums,
@@ -308,35 +320,38 @@ struct TileKernel {
                                     int c0) const {
     using P = Pack<T, pack>;
     if (rows <= 0 || columns <= 0) return;
+    P in_column[pack];
+    UNSHARED_UNROLL(4)
+    for (int c = 0; c < pack; ++c) UNSHARED_UNROLL(4)
+    for (int r = 0; r < pack; ++r) in_column[c].at[r] = round_to<T>(sums.at[r0 + r][c0 + c]);
     if (pack_columns && columns >= pack && t.load_shared(&tables.inside[j]) != 0) {
       to += t.load_shared(&tables.result[j]);
+      UNSHARED_UNROLL(4)
       for (int r = 0; r < pack; ++r) {
-        P p;
-        for (int c = 0; c < pack; ++c) p.at[c] = round_to<T>(sums.at[r0 + r][c0 + c]);
-        if (r < rows) t.store(reinterpret_cast<P*>(to + r * product.row_result), p);
+        P in_row;
+        UNSHARED_UNROLL(4)
+        for (int c = 0; c < pack; ++c) in_row.at[c] = in_column[c].at[r];
+        if (r < rows) t.store(reinterpret_cast<P*>(to + r * product.row_result), in_row);
       }
       return;
     }
     UNSHARED_UNROLL(4)
     for (int c = 0; c < pack; ++c)
-      if (c < columns) store_column(t, tables, to, rows, j + c, sums, r0, c0 + c);
+      if (c < columns) store_column(t, tables, to, rows, j + c, in_column[c]);
   }
 
   template <class Thread>
   UNSHARED_DEVICE void store_column(Thread& t, const TileTables<S>& tables, T* to, int64_t rows,
-                                    int j, const Sums& sums, int r0, int c) const {
+                                    int j, Pack<T, pack> sums) const {
     to += t.load_shared(&tables.result[j]);
     const bool inside = t.load_shared(&tables.inside[j]) != 0;
     if (pack_rows && rows >= pack && inside) {
-      Pack<T, pack> p;
-      for (int r = 0; r < pack; ++r) p.at[r] = round_to<T>(sums.at[r0 + r][c]);
-      t.store(reinterpret_cast<Pack<T, pack>*>(to), p);
+      t.store(reinterpret_cast<Pack<T, pack>*>(to), sums);
       return;
     }
     UNSHARED_UNROLL(4)
     for (int r = 0; r < pack; ++r)
-      if (r < rows)
-        store_one(t, to + r * product.row_result, round_to<T>(sums.at[r0 + r][c]), inside);
+      if (r < rows) store_one(t, to + r * product.row_result, sums.at[r], inside);
   }
 
   // A tap in padding has an empty chain: zero, or what was there.

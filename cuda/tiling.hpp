@@ -44,14 +44,6 @@ bool tile_able(const Problem& problem) noexcept {
   return p.most_steps <= max_extent && p.columns <= max_extent;
 }
 
-template <class T, Face face, Family family>
-const char* tile_declines(const Problem& problem) noexcept {
-  if (!tile_able<face>(problem)) return "a sum of more terms than it counts";
-  return predict(problem, face, dtype_of<T>).best == family
-             ? nullptr
-             : "another kernel is predicted to be faster";
-}
-
 template <class Device, class T, Face face, Family family>
 void run_tile(const Problem& problem, const Call& call) noexcept {
   // A complex number that straddles the alignment of its size cannot be copied at once.
