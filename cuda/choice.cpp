@@ -26,6 +26,8 @@ constexpr double item_latency = 2.5e-6;
 constexpr double copy_instructions = 9;
 // A warp's term in the reference: index arithmetic, two loads, one multiplication.
 constexpr double reference_instructions = 40;
+// It has to be clearly the fastest to be chosen: it alone reuses nothing.
+constexpr double last_resort = 1.5;
 
 struct ShapeNumbers {
   double rows, columns, threads, blocks, fraction;  // of fma_rate
@@ -126,46 +128,47 @@ struct Model {
     return launch_seconds + std::max({busy, l2, compulsory / memory_rate});
   }
 
-  // Lanes over the cells along the axis where weights lie closest.
-  double lanes() const {
-    const CellAxis* lane = nullptr;
-    const auto apart = [&](const CellAxis& a) {
-      const int64_t d = face == Face::grad_weight ? a.result_cell : a.axis.w_place_stride;
-      return static_cast<double>(greater(d, -d));
-    };
-    double cells_along = 1;
-    for (int s = 0; s < p.axis_count; ++s)
-      if (p.axes[s].cells > 1 && (lane == nullptr || apart(p.axes[s]) < apart(*lane)))
-        lane = &p.axes[s];
-    if (lane != nullptr) cells_along = static_cast<double>(lane->cells);
-    // Sectors a warp's load touches: a cycle each.
-    const auto sectors = [&](double stride) {
-      return std::min(32.0, std::max(1.0, 32 * stride * size / sector / 4));
-    };
-    const double weights_apart = lane == nullptr ? 32 : apart(*lane);
-    const double others_apart =
-        lane == nullptr ? 32 : std::abs(static_cast<double>(lane->axis.x_stride));
-    constexpr double held = 4;  // rows and columns in registers
-    const double warps = std::ceil(cells_along / 32) * cells() / cells_along;
-    const double columns_held = std::ceil(columns() / held), rows_held = std::ceil(rows() / held);
-    const bool weights_result = face == Face::grad_weight;
-    const double loads =
-        warps * steps *
-            (columns_held * rows() * sectors(weights_result ? others_apart : weights_apart) +
-             rows_held * columns() * sectors(others_apart)) +
-        warps * rows() * columns() * sectors(weights_result ? weights_apart : others_apart);
-    const double issue =
-        warps * 32 * columns_held * held * rows_held * held * steps * fmas / (rate * 0.5);
-    const double idle = std::max(1.0, processors * 8 / (warps * columns_held * rows_held));
-    return launch_seconds + std::max({loads * std::max(1.0, size / 4.0) / processors / clock * idle,
-                                      issue * idle, compulsory / memory_rate});
+  // Cycles of a warp's load whose lanes lie that far apart: one per sector.
+  double sectors(int64_t stride) const {
+    const auto apart = static_cast<double>(greater(stride, -stride));
+    return std::min(32.0, std::max(1.0, apart * size / 4));
   }
 
+  // Lanes over the cells along an axis.
+  double lanes_along(int64_t cells_along, int64_t weights, int64_t others) const {
+    const auto along = static_cast<double>(cells_along);
+    const double warps = std::ceil(along / 32) * cells() / along;
+    const double columns_held = std::ceil(columns() / 4), rows_held = std::ceil(rows() / 4);
+    const bool result = face == Face::grad_weight;  // weights are the result
+    const double loads = steps * (columns_held * rows() * sectors(result ? others : weights) +
+                                  rows_held * columns() * sectors(others)) +
+                         rows() * columns() * sectors(result ? weights : others);
+    const double load = warps * loads * std::max(1.0, size / 4.0) / (processors * clock);
+    const double compute =
+        warps * 32 * columns_held * 4 * rows_held * 4 * steps * fmas / (rate / 2);
+    const double idle = std::max(1.0, processors * 8 / (warps * columns_held * rows_held));
+    return launch_seconds + std::max(std::max(load, compute) * idle, compulsory / memory_rate);
+  }
+  double lanes() const {
+    double least = lanes_along(1, 1, 1);
+    for (int s = 0; s < p.axis_count; ++s) {
+      const Axis& a = p.axes[s].axis;
+      if (p.axes[s].cells > 1)
+        least = std::min(least, lanes_along(p.axes[s].cells, a.w_place_stride,
+                                            face == Face::grad_input ? a.y_stride : a.x_stride));
+    }
+    return least;
+  }
+
+  // Lanes over rows, as long as these are many.
   double reference() const {
-    const double terms = cells() * rows() * columns() * std::max(steps, 1.0);
-    return launch_seconds + std::max(terms / 32 * (reference_instructions + 4 * fmas) /
-                                         (processors * schedulers * clock),
-                                     compulsory / memory_rate);
+    const double terms = cells() * rows() * columns() * std::max(steps, 1.0) / 32;
+    const double issue = terms * (reference_instructions + 4 * fmas) / (schedulers * clock);
+    const double load = terms * (rows() < 32 ? 64 : 1 + sectors(p.row_second)) / clock;
+    const auto apart = static_cast<double>(greater(p.row_second, -p.row_second));
+    const double l2 = cells() * rows() * steps * size * std::clamp(apart, 1.0, sector / size);
+    return launch_seconds + last_resort * std::max({std::max(issue, load) / processors,
+                                                    l2 / l2_rate, compulsory / memory_rate});
   }
 };
 
