@@ -66,8 +66,8 @@ struct LaneAxis {
   struct Reach {
     Index count, tap, partner;
   };
-  UNSHARED_DEVICE Reach reach(Index cell) const {
-    if (plain) return {1, 0, cell};
+  UNSHARED_DEVICE Reach reach(Index cell, bool may_miss) const {
+    if (!may_miss || plain) return {1, 0, cell};
     Index at = cell * rate + shift, j = 0;
     if (at < 0) {
       j = by_dilation(dilation - 1 - at);

@@ -158,7 +158,7 @@ struct LanesGather {
       const auto& line = cells.line[s];
       if (!line.present) continue;
       const Index index = cells.index(line, cell);
-      const auto reach = line.reach(index);
+      const auto reach = line.reach(index, s < reaching_axes);
       const Index weights = face == Face::forward ? index : reach.partner;
       first += static_cast<Offset>(reach.partner) * line.first;
       second +=
