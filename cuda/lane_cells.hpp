@@ -113,7 +113,7 @@ class LaneOrder {
 
   bool narrow() const { return narrow_; }
   std::int64_t cells() const { return cells_; }
-  std::int64_t lane_stride() const { return lane_stride_; }  // of weights, along the lanes
+  int lane_axis() const { return lane_axis_; }  // along which neighbouring lanes are neighbours
   int slot(int axis) const { return slot_[axis]; }  // where cells_as() puts it
 
   // The address narrow offsets count from: the lowest. Operands in the order of a call, the result
@@ -121,6 +121,12 @@ class LaneOrder {
   template <bool wide, class V>
   V* origin(V* zero, int operand) const {
     return wide ? zero : zero + low_[operand];
+  }
+
+  // The partner of every cell is the input, or output, of the same index.
+  static bool plain(const Axis& axis) {
+    return axis.kernel == 1 && axis.stride == 1 && axis.input_dilation == 1 &&
+           axis.padding_low == 0 && axis.input == axis.output;
   }
 
   template <bool wide>
@@ -142,17 +148,14 @@ class LaneOrder {
            : face_ == Face::grad_input ? axis.x_stride
                                        : axis.w_place_stride;
   }
-  static bool plain(const Axis& axis) {
-    return axis.kernel == 1 && axis.stride == 1 && axis.input_dilation == 1 &&
-           axis.padding_low == 0 && axis.input == axis.output;
-  }
 
   const Problem& p_;
   const Face face_;
   const std::int64_t bytes_;
   std::int64_t before_[max_axes];  // of each axis: how many cells are split off by faster ones
   int slot_[max_axes];
-  std::int64_t cells_ = 1, lane_stride_ = 0;
+  std::int64_t cells_ = 1;
+  int lane_axis_ = 0;
   std::int64_t low_[3] = {}, most_ = 0;  // of first, second, result, in elements
   int first_reaching_ = reaching_axes;
   bool narrow_;
@@ -178,7 +181,7 @@ inline LaneOrder::LaneOrder(const Problem& problem, Face face, std::int64_t byte
     taken[next] = true;
     before_[next] = cells_;
     cells_ *= size_of_axis(p_.axes[next], face);
-    if (turn == 0) lane_stride_ = magnitude(p_.axes[next].w_place_stride);
+    if (turn == 0) lane_axis_ = next;
   }
   // Slots: axes with taps in chain order, the last in the last slot (so that the innermost loop is
   // one); before them those with one tap that may miss; the others where there is room.
