@@ -1,6 +1,6 @@
-// Cells (cpp/cells.hpp) for kernels whose lanes are cells: what a thread must know of its own output
-// place or input pixel, found once, without loops over taps and without a division. Everything that
-// all lanes have in common is worked out on the host.
+// Cells (cpp/cells.hpp) for kernels whose lanes are cells: what a thread must know of its own
+// output place or input pixel, found once, without loops over taps and without a division.
+// Everything that all lanes have in common is worked out on the host.
 //
 // Offsets are in bytes. A lane adds them modulo 2^32 to an address that all lanes share, where the
 // host has proven that what it reads lies within 4 GiB of there; else (wide) in 64 bits.
@@ -45,8 +45,8 @@ struct Divider {
 
 inline constexpr int reaching_axes = max_spatial;  // those that may have taps, or padding
 
-// One axis as lanes see it. Tap number j, in chain order, joins a cell to the partner (cell * rate +
-// shift + j * dilation) / spacing, if that is a whole number up to last / spacing.
+// One axis as lanes see it. Tap number j, in chain order, joins a cell to the partner
+// (cell * rate + shift + j * dilation) / spacing, if that is a whole number up to last / spacing.
 template <bool wide>
 struct LaneAxis {
   using Index = std::conditional_t<wide, std::int64_t, std::int32_t>;
@@ -58,8 +58,8 @@ struct LaneAxis {
   Divider<wide> by_dilation, by_spacing, by_step, by_run;
   Index rate = 1, shift = 0, dilation = 1, spacing = 1, last = 0, kernel = 1;
   Index step = 1;  // between taps that reach
-  // Strides of the first operand by partner, of the second (weights; in grad_weight dy) by cell - in
-  // grad_input by partner - and by tap, and of the result by cell.
+  // Strides of the first operand by partner, of the second (weights; in grad_weight dy) by cell -
+  // in grad_input by partner - and by tap, and of the result by cell.
   Offset first = 0, second = 0, tap = 0, result = 0;
 
   // The pairs (tap, partner) of a cell: `count` of them from the first.

@@ -37,10 +37,10 @@ struct PackedSum {
   }
 };
 
-// One extent of the results (samples, channels), in blocks of `block`, a block a thread. Member m of
-// a block lies the distances of m's bits from the first, so that all addresses follow from three
-// numbers; in an extent below `block` some members coincide. A last block that is not full begins
-// early. Either way only those are stored that nobody else stores.
+// One extent of the results (samples, channels), in blocks of `block`, a block a thread. Member m
+// of a block lies the distances of m's bits from the first, so that all addresses follow from
+// three numbers; in an extent below `block` some members coincide. A last block that is not full
+// begins early. Either way only those are stored that nobody else stores.
 template <int block, bool wide>
 struct Spread {
   static constexpr int bits = 3;

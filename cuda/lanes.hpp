@@ -4,26 +4,26 @@
 // taps and input channels by output channels). Any strides, any dtype, every option.
 // Accumulator, order and determinism: lanes_gather.hpp, lanes_weight.hpp.
 //
-// Weights go from memory to registers once per block of samples. Blocks of samples are neighbours in
-// the grid, and not a loop of the thread: L2 serves the second reading either way, and there are
-// more threads.
+// Weights go from memory to registers once per block of samples. Blocks of samples are neighbours
+// in the grid, and not a loop of the thread: L2 serves the second reading either way, and there
+// are more threads.
 //
 // Predictions for one H200, float32, weights with places innermost (not run). A step of the loop is
 // one tap of one channel: 75 instructions for 32 multiplications (tile few), 41 for 8 (single), 49
-// for 16 (paired), besides 250 to 400 per thread; 85 % of 29.6e12 lane-instructions/s and of 4.3 TB/s,
-// and 2 us:
+// for 16 (paired), besides 250 to 400 per thread; 85 % of 29.6e12 instructions of a lane per second
+// and of 4.3 TB/s, and 2 us:
 //
 //     us                                     forward  grad_input  grad_weight  floor  bound by
-//     32x32 3>64 k3 n32                          9        10          10         3.3  L2, instructions
+//     32x32 3>64 k3 n32                          9        10          10         3.3  instructions
 //     224x224 3>16 k3 n8                        34        40          38          27  weights
 //     128x256 8>8 k3 n4                         25        25          27          20  weights
 //     56x56x64 depthwise k3 n16                 14        14          14         7.6  instructions
 //     the same, channels innermost (paired)     11        11          11         7.6  memory
 //     1-D 2048, 1>2 k3 n16                       4         4           4         0.1  launch
-//     weather 260x240 40>2 k1 n8                30        30          34          24  x
+//     weather 260x240 40>2 k1 n8                30        30          30          24  x
 //
-// Neighbouring lanes read x one tap apart. Handing it on by shuffles would not pay: a shuffle moves 32
-// words a clock, as does the load from L1 that it replaces; it would save two additions of fifty.
+// Neighbouring lanes read x one tap apart. Handing it on by shuffles would not pay: a shuffle moves
+// 32 words a clock, as does the load from L1 that it replaces; it would save two additions of 41.
 #pragma once
 
 #include <optional>
@@ -40,8 +40,8 @@ inline std::int64_t taps_of(const Problem& p) {
 }
 
 // The tiles: for few channels, for a single one, and a small one for small batches, few cells and
-// problems whose offsets need 64 bits. The paired one is for a single channel where two lanes' cells
-// may move together. Sizes by how many 4-byte words a sum has: as much as fits into registers
+// problems whose offsets need 64 bits. The paired one is for a single channel where two lanes'
+// cells may move together. Sizes by how many 4-byte words a sum has: as much as fits into registers
 // without spilling.
 enum class LaneTile { few, single, paired, small };
 struct TileSize {

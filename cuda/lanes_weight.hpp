@@ -1,6 +1,6 @@
-// grad_weight with a cell a lane (lanes.hpp). A tile's rows are pairs of an input channel and a tap,
-// taps running fastest, its columns output channels. A row whose tap falls into padding reads what
-// it may and stores an empty chain.
+// grad_weight with a cell a lane (lanes.hpp). A tile's rows are pairs of an input channel and a
+// tap, taps running fastest, its columns output channels. A row whose tap falls into padding reads
+// what it may and stores an empty chain.
 // Accumulator: float32 for half types, else the element type. Order: the batch ascending.
 // Deterministic: each dw[o, k, a, b] is one chain in one thread.
 #pragma once

@@ -105,6 +105,6 @@ TEST_CASE("every CUDA kernel equals the reference bit for bit") {
                                                      compared);
         });
   }
-  for (const char* kernel : {"reference"})
+  for (const char* kernel : {"lanes", "reference"})
     CHECK_MESSAGE(compared.contains(kernel), std::string(kernel));
 }
