@@ -1,6 +1,6 @@
-// Cells (cpp/cells.hpp) for kernels whose lanes are cells: what a thread must know of its own output
-// place or input pixel, found once, without loops over taps and without a division. Everything that
-// all lanes have in common is worked out on the host.
+// Cells (cpp/cells.hpp) for kernels whose lanes are cells: what a thread must know of its own
+// output place or input pixel, found once, without loops over taps and without a division.
+// Everything that all lanes have in common is worked out on the host.
 //
 // Offsets are in bytes. A lane adds them modulo 2^32 to an address that all lanes share, where the
 // host has proven that what it reads lies within 4 GiB of there; else (wide) in 64 bits.
@@ -45,8 +45,8 @@ struct Divider {
 
 inline constexpr int reaching_axes = max_spatial;  // those that may have taps, or padding
 
-// One axis as lanes see it. Tap number j, in chain order, joins a cell to the partner (cell * rate +
-// shift + j * dilation) / spacing, if that is a whole number up to last / spacing.
+// One axis as lanes see it. Tap number j, in chain order, joins a cell to the partner
+// (cell * rate + shift + j * dilation) / spacing, if that is a whole number up to last / spacing.
 template <bool wide>
 struct LaneAxis {
   using Index = std::conditional_t<wide, std::int64_t, std::int32_t>;
@@ -58,16 +58,16 @@ struct LaneAxis {
   Divider<wide> by_dilation, by_spacing, by_step, by_run;
   Index rate = 1, shift = 0, dilation = 1, spacing = 1, last = 0, kernel = 1;
   Index step = 1;  // between taps that reach
-  // Strides of the first operand by partner, of the second (weights; in grad_weight dy) by cell - in
-  // grad_input by partner - and by tap, and of the result by cell.
+  // Strides of the first operand by partner, of the second (weights; in grad_weight dy) by cell -
+  // in grad_input by partner - and by tap, and of the result by cell.
   Offset first = 0, second = 0, tap = 0, result = 0;
 
   // The pairs (tap, partner) of a cell: `count` of them from the first.
   struct Reach {
     Index count, tap, partner;
   };
-  UNSHARED_DEVICE Reach reach(Index cell) const {
-    if (plain) return {1, 0, cell};
+  UNSHARED_DEVICE Reach reach(Index cell, bool may_miss) const {
+    if (!may_miss || plain) return {1, 0, cell};
     Index at = cell * rate + shift, j = 0;
     if (at < 0) {
       j = by_dilation(dilation - 1 - at);
@@ -113,7 +113,7 @@ class LaneOrder {
 
   bool narrow() const { return narrow_; }
   std::int64_t cells() const { return cells_; }
-  std::int64_t lane_stride() const { return lane_stride_; }  // of weights, along the lanes
+  int lane_axis() const { return lane_axis_; }  // along which neighbouring lanes are neighbours
   int slot(int axis) const { return slot_[axis]; }  // where cells_as() puts it
 
   // The address narrow offsets count from: the lowest. Operands in the order of a call, the result
@@ -121,6 +121,12 @@ class LaneOrder {
   template <bool wide, class V>
   V* origin(V* zero, int operand) const {
     return wide ? zero : zero + low_[operand];
+  }
+
+  // The partner of every cell is the input, or output, of the same index.
+  static bool plain(const Axis& axis) {
+    return axis.kernel == 1 && axis.stride == 1 && axis.input_dilation == 1 &&
+           axis.padding_low == 0 && axis.input == axis.output;
   }
 
   template <bool wide>
@@ -142,17 +148,14 @@ class LaneOrder {
            : face_ == Face::grad_input ? axis.x_stride
                                        : axis.w_place_stride;
   }
-  static bool plain(const Axis& axis) {
-    return axis.kernel == 1 && axis.stride == 1 && axis.input_dilation == 1 &&
-           axis.padding_low == 0 && axis.input == axis.output;
-  }
 
   const Problem& p_;
   const Face face_;
   const std::int64_t bytes_;
   std::int64_t before_[max_axes];  // of each axis: how many cells are split off by faster ones
   int slot_[max_axes];
-  std::int64_t cells_ = 1, lane_stride_ = 0;
+  std::int64_t cells_ = 1;
+  int lane_axis_ = 0;
   std::int64_t low_[3] = {}, most_ = 0;  // of first, second, result, in elements
   int first_reaching_ = reaching_axes;
   bool narrow_;
@@ -178,7 +181,7 @@ inline LaneOrder::LaneOrder(const Problem& problem, Face face, std::int64_t byte
     taken[next] = true;
     before_[next] = cells_;
     cells_ *= size_of_axis(p_.axes[next], face);
-    if (turn == 0) lane_stride_ = magnitude(p_.axes[next].w_place_stride);
+    if (turn == 0) lane_axis_ = next;
   }
   // Slots: axes with taps in chain order, the last in the last slot (so that the innermost loop is
   // one); before them those with one tap that may miss; the others where there is room.

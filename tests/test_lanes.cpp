@@ -59,6 +59,7 @@ class Bench {
       define<T, face>(problem_, call);
       compare<LaneTile::few>(call, expected);
       compare<LaneTile::single>(call, expected);
+      if constexpr (cuda::has_pairs<T>) compare<LaneTile::paired>(call, expected);
       compare<LaneTile::small>(call, expected);
     }
   }
@@ -154,6 +155,20 @@ TEST_CASE("kernel lanes reads each weight once, and neighbours in memory togethe
   CHECK(groups.grad_input.second.moved_per_byte() == 1);
   CHECK(groups.grad_input.stores.moved_per_byte() == 1);
   CHECK(groups.grad_weight.stores.moved_per_byte() == 1);
+  // Pairs of groups, and of pixels with one tap: half as many accesses, of twice the width.
+  for (const char* text :
+       {"n8 a64>b64 g64 i5x6 k3x3 x:nia y:nob w:oakb", "n8 a32>b32 g32 i4x32 k1x1 w:bako"}) {
+    const Problem p = parse_problem(text);
+    REQUIRE(cuda::paired(p, Face::forward).has_value());
+    Bench<float, Face::forward> bench(p, DType::float32);
+    const auto one = bench.count<LaneTile::single>(), two = bench.count<LaneTile::paired>();
+    CHECK(2 * two.first.accesses == one.first.accesses);
+    CHECK(2 * two.stores.accesses == one.stores.accesses);
+    CHECK(two.second.most == 1);
+    CHECK(two.second.moved_per_byte() == 1);
+    CHECK(two.first.moved_per_byte() == 1);
+    CHECK(two.stores.moved_per_byte() == 1);
+  }
   // Two and a half blocks of samples.
   CHECK(counts("n20 a2>b4 i6x34 k3x3 w:bako").forward.second.most == 3);
 }
@@ -275,6 +290,25 @@ TEST_CASE("a Divider divides") {
   const std::int64_t large = std::int64_t{1} << 40;
   for (std::int64_t by : {std::int64_t{1}, std::int64_t{3}, large - 1})
     CHECK(cuda::Divider<true>::of(by, large)(large) == large / by);
+}
+
+TEST_CASE("kernel lanes chooses among its tiles") {
+  alignas(16) static float memory[4];
+  const auto tile = [](const char* text, int apart) {
+    Call call;
+    call.first = memory;
+    call.second = memory + apart;
+    call.result = memory;
+    return cuda::lanes_tile<float, Face::forward>(parse_problem(text), call);
+  };
+  CHECK(tile("n8 a3>b16 i226x226 k3x3 w:bako", 2) == LaneTile::few);
+  CHECK(tile("n2 a3>b16 i226x226 k3x3 w:bako", 2) == LaneTile::small);
+  CHECK(tile("n8 a3>b1 i2260x226 k3x3 w:bako", 2) == LaneTile::single);
+  CHECK(tile("n16 a64>b64 g64 i58x58 k3x3 x:nia y:nob w:oakb", 2) == LaneTile::paired);
+  CHECK(tile("n16 a64>b64 g64 i58x58 k3x3 x:nia y:nob w:oakb", 1) == LaneTile::single);
+  CHECK(tile("n16 a64>b64 g64 i58x58 k3x3 w:bako", 2) == LaneTile::single);
+  CHECK(tile("n16 a1>b2 i2048 k3 w:bako", 2) == LaneTile::small);
+  CHECK(tile("n4 a3>b4 i40000x40000 k1x1 w:bako", 2) == LaneTile::small);  // more than 4 GiB
 }
 
 TEST_CASE("kernel lanes suits few channels and weights that run along places or groups") {
