@@ -513,6 +513,18 @@ conjugate of the first, of the second operand), 8 (PyTorch's gradients are the a
 memory orders. `order` names the dimensions of the result, slowest first, such as "0231"; "" is
 row-major.)");
   m.def(
+      "precision",
+      [](int face, H word, const std::string& dtype) {
+        const Where where{name_of(face_of(face)), "precision"};
+        const Precision asked = precision(where, word);
+        check_precision(where, asked, Place::cuda, dtype_named(dtype));
+        return static_cast<int>(asked);
+      },
+      nb::arg(), a, nb::arg(),
+      nb::sig("def precision(face: int, word: object, dtype: str, /) -> int"),
+      "The number of a precision for a call on CUDA; a word that dtype does not go with is "
+      "refused.");
+  m.def(
       "layer",
       [](const std::string& operation, H in_channels, H out_channels, H input_size, H kernel_size,
          H stride, H pad, H output_padding, H dilation, H groups) {
