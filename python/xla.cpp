@@ -1,5 +1,6 @@
 // XLA FFI handlers of the three faces: buffers and two attributes, the text of a Problem and a
-// precision, to a call of run(). They run on threads of XLA and never touch Python; every error becomes one of XLA's.
+// precision, to a call of run(). They run on threads of XLA and never touch Python; every error
+// becomes one of XLA's.
 //
 // The only file that includes headers of XLA. They come from the oldest jaxlib that is supported: a
 // handler older than the jaxlib that calls it works, a newer one breaks all of JAX in its process.
