@@ -27,6 +27,7 @@ using Kind = Error::Kind;
 
 // The last argument of call(), for adapters: bits that users cannot set.
 enum How : int { mapped = 1, conjugate_first = 2, conjugate_second = 4, ignore_gradients = 8 };
+constexpr int precision_shift = 5;  // two bits from there on: a Precision
 
 struct Options {
   nb::handle sizes, stride, padding, dilation, input_dilation, groups, out, accumulate, num_threads,
@@ -78,6 +79,8 @@ class Job {
     call_.threads = threads(where("num_threads"), num_threads);
     arguments_.result_order = order;
     read_arrays();
+    call_.precision = static_cast<Precision>(how >> precision_shift & 3);
+    check_precision(where("precision"), call_.precision, call_.place, first_.dtype());
     problem_ = make_problem(arguments_);
   }
 
@@ -511,7 +514,19 @@ conjugate of the first, of the second operand), 8 (PyTorch's gradients are the a
               "num_threads: object, how: int, /) -> typing.Any"),
       R"(The same for adapters: the options are those of a Problem, of whatever channels, batch and
 memory orders. `order` names the dimensions of the result, slowest first, such as "0231"; "" is
-row-major.)");
+row-major. `how` may also hold 32 times the number of a precision.)");
+  m.def(
+      "precision",
+      [](int face, H word, const std::string& dtype) {
+        const Where where{name_of(face_of(face)), "precision"};
+        const Precision asked = precision(where, word);
+        check_precision(where, asked, Place::cuda, dtype_named(dtype));
+        return static_cast<int>(asked);
+      },
+      nb::arg(), a, nb::arg(),
+      nb::sig("def precision(face: int, word: object, dtype: str, /) -> int"),
+      "The number of a precision for a call on CUDA; a word that dtype does not go with is "
+      "refused.");
   m.def(
       "layer",
       [](const std::string& operation, H in_channels, H out_channels, H input_size, H kernel_size,

@@ -1,5 +1,6 @@
-// XLA FFI handlers of the three faces: buffers and one attribute, the text of a Problem, to a call of
-// run(). They run on threads of XLA and never touch Python; every error becomes one of XLA's.
+// XLA FFI handlers of the three faces: buffers and two attributes, the text of a Problem and a
+// precision, to a call of run(). They run on threads of XLA and never touch Python; every error
+// becomes one of XLA's.
 //
 // The only file that includes headers of XLA. They come from the oldest jaxlib that is supported: a
 // handler older than the jaxlib that calls it works, a newer one breaks all of JAX in its process.
@@ -75,7 +76,7 @@ void check_size(const Problem& problem, Face face, Seat seat, const ffi::AnyBuff
 }
 
 void call(Face face, Place place, void* stream, ffi::AnyBuffer first, ffi::AnyBuffer second,
-          ffi::AnyBuffer result, std::string_view text) {
+          ffi::AnyBuffer result, std::string_view text, std::int32_t precision) {
   const Problem& problem = parsed(text);
   const Seat first_seat = face == Face::grad_input ? Seat::y : Seat::x;
   const Seat second_seat = face == Face::grad_weight ? Seat::y : Seat::w;
@@ -95,6 +96,9 @@ void call(Face face, Place place, void* stream, ffi::AnyBuffer first, ffi::AnyBu
   call.second = second.untyped_data();
   call.result = result.untyped_data();
   call.stream = stream;
+  // Elsewhere than on CUDA there is but one.
+  if (place == Place::cuda && precision >= 0 && precision <= static_cast<int>(Precision::fast))
+    call.precision = static_cast<Precision>(precision);
   run(problem, call);
 }
 
@@ -122,14 +126,16 @@ ffi::Error guarded(Arguments... arguments) noexcept {
 
 template <Face face>
 ffi::Error on_cpu(ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
-                  std::string_view problem) {
-  return guarded(face, Place::cpu, static_cast<void*>(nullptr), first, second, *result, problem);
+                  std::string_view problem, std::int32_t precision) {
+  return guarded(face, Place::cpu, static_cast<void*>(nullptr), first, second, *result, problem,
+                 precision);
 }
 
 template <Face face>
 ffi::Error on_cuda(void* stream, ffi::AnyBuffer first, ffi::AnyBuffer second,
-                   ffi::Result<ffi::AnyBuffer> result, std::string_view problem) {
-  return guarded(face, Place::cuda, stream, first, second, *result, problem);
+                   ffi::Result<ffi::AnyBuffer> result, std::string_view problem,
+                   std::int32_t precision) {
+  return guarded(face, Place::cuda, stream, first, second, *result, problem, precision);
 }
 
 template <Face face>
@@ -139,6 +145,7 @@ XLA_FFI_Error* cpu_handler(XLA_FFI_CallFrame* frame) {
                                    .Arg<ffi::AnyBuffer>()
                                    .Ret<ffi::AnyBuffer>()
                                    .Attr<std::string_view>("problem")
+                                   .Attr<std::int32_t>("precision")
                                    .To(on_cpu<face>)
                                    .release();
   return handler->Call(frame);
@@ -154,6 +161,7 @@ XLA_FFI_Error* cuda_handler(XLA_FFI_CallFrame* frame) {
                                    .Arg<ffi::AnyBuffer>()
                                    .Ret<ffi::AnyBuffer>()
                                    .Attr<std::string_view>("problem")
+                                   .Attr<std::int32_t>("precision")
                                    .To(on_cuda<face>, {ffi::Traits::kCmdBufferCompatible})
                                    .release();
   return handler->Call(frame);

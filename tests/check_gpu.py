@@ -177,10 +177,11 @@ def all_kernels(seconds: float) -> Row:
     name, program = "each kernel on all it can do (C++)", ROOT / "build/gpu/unshared_tests"
     if not program.exists():
         return row(name, "not run", "no build/gpu/unshared_tests: cmake --preset gpu, and build")
-    done = subprocess.run(
-        [program, "--source-file=*test_gpu.cpp", "--no-skip"],
-        capture_output=True, text=True, timeout=seconds, cwd=ROOT,
-    )  # fmt: skip
+    command = [program, "--source-file=*test_gpu.cpp", "--no-skip"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        return row(name, "not run", f"not done after {seconds:.0f} s")
     last = [line for line in done.stdout.splitlines() if "test cases" in line]
     if not last or re.search(r"test cases: +0 ", last[-1]):
         return row(name, "not run", "the program has no such tests")

@@ -27,8 +27,8 @@ LINES = [CASE, parse("n2 a3>b2 i7 k3 d2 e2 p1:2"), parse("n2 a1>b3 g1 i3x4x3 k2x
 CHECKS = [export.DisabledSafetyCheck.custom_call(name) for name in adapter.TARGETS]
 
 
-def jaxes(face: str, case: Case, first: Any, second: Any) -> Any:
-    return getattr(adapter, face)(first, second, *case.sizes(face), **case.options)
+def jaxes(face: str, case: Case, first: Any, second: Any, **more: Any) -> Any:
+    return getattr(adapter, face)(first, second, *case.sizes(face), **case.options, **more)
 
 
 def lowered(function: Any, *arrays: Any, platform: str) -> str:
@@ -62,6 +62,50 @@ def test_cuda_lowering_follows_the_build(face: str) -> None:
     arrays = [np.ones(CASE.shape(seat), np.float32) for seat in OPERANDS[face]]
     text = lowered(lambda a, b: jaxes(face, CASE, a, b), *arrays, platform="cuda")
     assert ("unshared_" in text) == unshared.build_info()["cuda_built"]
+
+
+def test_precision_reaches_the_call_and_its_derivatives(
+    face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the program; on the CPU it changes nothing. Words are checked while tracing."""
+    monkeypatch.setattr(unshared, "build_info", lambda: _core.build_info() | {"cuda_built": True})
+    arrays = [reals(np.random.default_rng(0), CASE.shape(s), FLOAT32) for s in OPERANDS[face]]
+    for number, word in enumerate((None, "tf32", "3xtf32")):
+
+        def function(a: Any, b: Any, word: str | None = word) -> Any:
+            sizes = CASE.sizes(face)
+            return getattr(adapter, face)(a, b, *sizes, **CASE.options, precision=word)
+
+        def second_order(a: Any, b: Any, function: Any = function) -> Any:
+            return jax.grad(lambda b: (jax.vmap(function, (0, None))(a[None], b) ** 2).sum())(b)
+
+        for program, calls in ((function, 1), (second_order, 2)):
+            text = lowered(program, *arrays, platform="cuda")
+            assert text.count(f"precision = {number} : i32") == text.count("@unshared_") == calls
+        assert_same_bits(np.asarray(jax.jit(function)(*arrays)), library(face, CASE, *arrays))
+    for word, dtype in (("fast", np.float32), ("tf32", np.float16), ("HIGHEST", np.float32)):
+        with pytest.raises(unshared.ArgumentValueError) as caught:
+            jaxes(face, CASE, *(v.astype(dtype) for v in arrays), precision=word)
+        assert caught.value.argument == "precision"
+
+
+def test_precision_of_the_drop_in() -> None:
+    lhs, rhs = np.ones((2, 3, 9), np.float32), np.ones((7, 9, 4), np.float32)
+
+    def program(precision: Any) -> str:
+        return lowered(
+            lambda l, r: adapter.conv_general_dilated_local(  # noqa: E741
+                l, r, (1,), "VALID", (3,), dimension_numbers=("NCH", "HIO", "NCH"),
+                precision=precision,
+            ),
+            lhs, rhs, platform="cpu",
+        )  # fmt: skip
+
+    for precision in (None, jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST, "highest"):
+        assert "precision = 0 : i32" in program(precision)
+    assert "precision = 2 : i32" in program("3xtf32")
+    with pytest.raises(unshared.ArgumentValueError):
+        program("fast")
 
 
 def test_handlers_of_both_platforms() -> None:
@@ -159,7 +203,9 @@ def test_edited_module_cannot_leave_its_buffers() -> None:
     shape = jax.ShapeDtypeStruct((1, 1, 2), x.dtype)
 
     def call(problem: str) -> Any:
-        return jax.ffi.ffi_call("unshared_forward", shape)(x, w, problem=problem)
+        return jax.ffi.ffi_call("unshared_forward", shape)(
+            x, w, problem=problem, precision=np.int32(0)
+        )
 
     np.testing.assert_array_equal(call("n1 a1>b1 i4 k3"), [[[3, 3]]])
     for text in (
@@ -175,7 +221,7 @@ def test_edited_module_cannot_leave_its_buffers() -> None:
             jax.block_until_ready(call(text))
     mixed = jax.ffi.ffi_call("unshared_forward", jax.ShapeDtypeStruct((1, 1, 2), np.int32))
     with pytest.raises(Exception, match="one dtype"):
-        jax.block_until_ready(mixed(x, w, problem="n1 a1>b1 i4 k3"))
+        jax.block_until_ready(mixed(x, w, problem="n1 a1>b1 i4 k3", precision=np.int32(0)))
 
 
 def test_polite_refusal_of_an_older_jaxlib(monkeypatch: pytest.MonkeyPatch) -> None:

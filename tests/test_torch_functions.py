@@ -376,6 +376,48 @@ def test_two_devices_are_refused() -> None:
         assert isinstance(caught.value, unshared.Error)
 
 
+# --- precision ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "bits"), [("tf32", 32), ("3xtf32", 64), ("fast", 96)])
+def test_precision_is_that_of_the_gradients(
+    monkeypatch: pytest.MonkeyPatch, word: str, bits: int
+) -> None:
+    """Every call of functions, layers and derivatives carries it; on the CPU the core refuses."""
+    seen = []
+    apply = _core.apply
+
+    def watched(*args: Any) -> Any:
+        seen.append(args[6] & 96)
+        return apply(*args[:6], args[6] & ~96)
+
+    layer = ut.LocallyConnected1d(4, 2, 8, 3)
+    layer.precision = word
+    back = ut.LocallyConnectedTranspose1d(W.shape[1], 3, 6, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "apply", watched)
+        for function in (
+            lambda x, w: ut.locally_connected(x, w, precision=word),
+            lambda x, w: layer(x) * w.sum(),
+            lambda x, w: ut.locally_connected_transpose(
+                ut.locally_connected(x, w, precision=word), back.weight, precision=word
+            ),
+        ):
+            x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
+            (dx,) = torch.autograd.grad((function(x, w) ** 2).sum(), x, create_graph=True)
+            (dx**2).sum().backward()
+            torch.func.vmap(function, (0, None))(X[None], W)
+        assert len(seen) > 15 and set(seen) == {bits}
+        ut.locally_connected(X, W, precision="ieee")
+        assert seen[-1] == 0
+    for refused in (lambda: ut.locally_connected(X, W, precision=word), lambda: layer(X)):
+        with pytest.raises(NotImplementedError) as caught:
+            refused()
+        assert isinstance(caught.value, unshared.Error) and caught.value.argument == "precision"
+    with pytest.raises(unshared.ArgumentValueError, match="precision"):
+        ut.locally_connected(X, W, precision="half")
+
+
 # --- threads, and the end of the process ----------------------------------------------------------
 
 

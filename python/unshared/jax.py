@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, SupportsIndex, cast
 import jax
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -59,6 +60,7 @@ def forward(
     dilation: Extents = 1,
     input_dilation: Extents = 1,
     groups: SupportsIndex = 1,
+    precision: str | None = None,
 ) -> jax.Array:
     """Apply a locally connected layer: y from x and w, as `unshared.forward` does.
 
@@ -70,6 +72,9 @@ def forward(
         Of the same dtype.
     stride, padding, dilation, input_dilation, groups
         As in `unshared.forward`; static, as shapes are.
+    precision : None, "ieee", "tf32", "3xtf32" or "fast"
+        The opt-ins of `unshared.forward`, for the derivatives, too. They take effect where the
+        program runs on CUDA; elsewhere it is IEEE.
 
     Returns
     -------
@@ -90,7 +95,8 @@ def forward(
     >>> jax.grad(lambda w: unshared.jax.forward(x, w).sum())(w).shape
     (2, 2, 4, 2, 2, 2)
     """
-    return _call("forward", x, w, None, stride, padding, dilation, input_dilation, groups)
+    options = (stride, padding, dilation, input_dilation, groups, precision)
+    return _call("forward", x, w, None, *options)
 
 
 def grad_input(
@@ -103,6 +109,7 @@ def grad_input(
     dilation: Extents = 1,
     input_dilation: Extents = 1,
     groups: SupportsIndex = 1,
+    precision: str | None = None,
 ) -> jax.Array:
     """Differentiate `forward` with respect to x: dx from dy and w. Also the transposed layer.
 
@@ -124,7 +131,8 @@ def grad_input(
     ArgumentTypeError, ArgumentValueError, UnsupportedError
         As in `forward`.
     """
-    return _call("grad_input", dy, w, input_size, stride, padding, dilation, input_dilation, groups)
+    options = (stride, padding, dilation, input_dilation, groups, precision)
+    return _call("grad_input", dy, w, input_size, *options)
 
 
 def grad_weight(
@@ -137,6 +145,7 @@ def grad_weight(
     dilation: Extents = 1,
     input_dilation: Extents = 1,
     groups: SupportsIndex = 1,
+    precision: str | None = None,
 ) -> jax.Array:
     """Differentiate `forward` with respect to w: dw from x and dy.
 
@@ -158,9 +167,8 @@ def grad_weight(
     ArgumentTypeError, ArgumentValueError, UnsupportedError
         As in `forward`.
     """
-    return _call(
-        "grad_weight", x, dy, kernel_size, stride, padding, dilation, input_dilation, groups
-    )
+    options = (stride, padding, dilation, input_dilation, groups, precision)
+    return _call("grad_weight", x, dy, kernel_size, *options)
 
 
 def conv_general_dilated_local(
@@ -189,7 +197,8 @@ def conv_general_dilated_local(
     dimension_numbers : None, three strings or a ``ConvDimensionNumbers``
         Any order, without a copy as far as XLA's layouts of `lhs`, `rhs` and the result allow it.
     precision
-        Accepted for jax.lax's sake. Products and sums here are IEEE, as if it were HIGHEST.
+        Those of jax.lax are accepted for its sake: products and sums here are IEEE, as if it were
+        HIGHEST. The words of `forward`, such as "tf32", opt in to the tensor cores of CUDA.
 
     Returns
     -------
@@ -241,6 +250,7 @@ def convolve(
 ) -> jax.Array:
     """`conv_general_dilated_local`, for layers: with groups, and the name to give in an error."""
     lhs, rhs = _array(lhs), _array(rhs)
+    ours = isinstance(precision, str) and precision in ("ieee", "tf32", "3xtf32", "fast")
     window = tuple(int(extent) for extent in filter_shape)
     dims = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     (_, _, *lhs_places), (out_at, fused, *places) = dims.lhs_spec, dims.rhs_spec
@@ -260,7 +270,7 @@ def convolve(
         lhs.dtype != rhs.dtype or _name(lhs.dtype) not in _core.dtypes() or cropped
     ):
         return jax.lax.conv_general_dilated_local(
-            lhs, rhs, steps, padding, window, e, d, dims, precision
+            lhs, rhs, steps, padding, window, e, d, dims, None if ours else precision
         )
 
     x_shape = tuple(lhs.shape[axis] for axis in dims.lhs_spec)
@@ -282,6 +292,7 @@ def convolve(
         x=tuple((dims.lhs_spec.index(axis),) for axis in range(n + 2)),
         w=tuple(of[axis] for axis in range(n + 2)),
         y=tuple((dims.out_spec.index(axis),) for axis in range(n + 2)),
+        precision=_core.precision(0, precision, _name(lhs.dtype)) if ours else 0,
     )
     return cast(jax.Array, _bind("forward", lhs, rhs, geometry))
 
@@ -302,6 +313,7 @@ class Geometry(NamedTuple):
     x: tuple[tuple[int, ...], ...] = ()
     w: tuple[tuple[int, ...], ...] = ()
     y: tuple[tuple[int, ...], ...] = ()
+    precision: int = 0  #: as the core counts them; only on CUDA other than 0 makes a difference
 
     def lead(self, seat: str) -> int:
         """1 if the array in this seat has the mapped extent, else 0."""
@@ -342,6 +354,7 @@ def _call(
     dilation: object,
     input_dilation: object,
     groups: object,
+    precision: object,
 ) -> jax.Array:
     first, second = _array(first), _array(second)
     for array in (first, second):
@@ -353,7 +366,10 @@ def _call(
         FACES.index(face), first.shape, _name(first.dtype), second.shape, _name(second.dtype),
         size, stride, padding, dilation, input_dilation, groups,
     )  # fmt: skip
-    return cast(jax.Array, _bind(face, first, second, Geometry(problem)))
+    how = 0
+    if precision is not None:
+        how = _core.precision(FACES.index(face), precision, _name(first.dtype))
+    return cast(jax.Array, _bind(face, first, second, Geometry(problem, precision=how)))
 
 
 _name = functools.cache(str)  # of a dtype: NumPy composes it anew each time
@@ -490,7 +506,8 @@ def _lowered(face: str, context: Any, first: Any, second: Any, *, geometry: Geom
         return mlir.lower_fun(parts, multiple_results=False)(context, first, second)
     register()
     rule = jax.ffi.ffi_lowering(f"unshared_{face}")
-    return rule(context, first, second, problem=geometry.text())
+    precision = np.int32(geometry.precision)
+    return rule(context, first, second, problem=geometry.text(), precision=precision)
 
 
 def _lowered_cuda(face: str, context: Any, first: Any, second: Any, *, geometry: Geometry) -> Any:

@@ -17,8 +17,8 @@ class ConvLocal(flax.linen.ConvLocal):  # type: ignore[misc]
 
     A checkpoint of one loads into the other, and the outputs agree within rounding. The fields are
     those of Flax's layer; in addition `feature_group_count` may differ from 1, with a kernel of
-    ``(*out, C_in / feature_group_count * prod(kernel_size), features)``. `precision` has no effect:
-    products and sums are IEEE.
+    ``(*out, C_in / feature_group_count * prod(kernel_size), features)``. `precision` is
+    that of `unshared.jax.conv_general_dilated_local`: IEEE unless it is a word of ours.
 
     Raises
     ------

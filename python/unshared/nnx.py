@@ -36,7 +36,7 @@ class ConvLocal(nnx.Module):  # type: ignore[misc]
     dtype, param_dtype
         Of the computation (by default what inputs and parameters promote to), of the parameters.
     precision
-        Without effect: products and sums are IEEE.
+        As in `unshared.jax.conv_general_dilated_local`: IEEE unless it is a word of ours.
     kernel_init, bias_init : initialiser
         By default LeCun's normal with the true fan-in ``C_in/groups * prod(kernel_size)``, and 0.
         (That of ``flax.linen.ConvLocal`` counts the output places into the fan-in.)

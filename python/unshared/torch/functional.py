@@ -12,7 +12,14 @@ from torch import Tensor
 
 from unshared import _core
 from unshared.errors import ArgumentTypeError, ArgumentValueError, Error
-from unshared.torch.operators import FORWARD, GRAD_INPUT, casting, order_of, product
+from unshared.torch.operators import (
+    FORWARD,
+    GRAD_INPUT,
+    PRECISIONS,
+    casting,
+    order_of,
+    product,
+)
 from unshared.torch.private import constant_when_compiled, plain
 
 __all__ = ["locally_connected", "locally_connected_transpose"]
@@ -29,6 +36,8 @@ def locally_connected(
     padding: Padding = 0,
     dilation: Extents = 1,
     groups: int = 1,
+    *,
+    precision: str | None = None,
 ) -> Tensor:
     """Apply a locally connected layer: a convolution with weights of its own at every place.
 
@@ -48,6 +57,9 @@ def locally_connected(
     padding : int, one int or (low, high) pair per spatial axis, "valid" or "same"
         Zeros around x; "same" makes ``out = ceil(in / stride)``.
     groups : int
+    precision : None, "ieee", "tf32", "3xtf32" or "fast"
+        The opt-ins of `unshared.forward` on CUDA, for the gradients, too. PyTorch's own switches
+        (``torch.backends``) have no effect here.
 
     Returns
     -------
@@ -72,7 +84,8 @@ def locally_connected(
     spatial = _spatial(name, w)
     x, unbatched = batched(name, x, spatial)
     geometry = _geometry(name, x.shape, w.shape, stride, padding, None, dilation, groups)
-    y = with_bias(name, product(FORWARD, x, w, geometry, order_of(x)), bias)
+    how = bits_of(name, precision)
+    y = with_bias(name, product(FORWARD, x, w, geometry, order_of(x), how), bias)
     return y[0] if unbatched else y
 
 
@@ -85,6 +98,8 @@ def locally_connected_transpose(
     output_padding: Extents = 0,
     groups: int = 1,
     dilation: Extents = 1,
+    *,
+    precision: str | None = None,
 ) -> Tensor:
     """Apply the transposed layer: the gradient of `locally_connected` by its input.
 
@@ -103,6 +118,8 @@ def locally_connected_transpose(
     padding : int, one int or (low, high) pair per spatial axis
         What it takes off y at either end.
     groups : int
+    precision : None, "ieee", "tf32", "3xtf32" or "fast"
+        As in `locally_connected`.
 
     Returns
     -------
@@ -125,11 +142,20 @@ def locally_connected_transpose(
     spatial = _spatial(name, w)
     x, unbatched = batched(name, x, spatial)
     geometry = _geometry(name, x.shape, w.shape, stride, padding, output_padding, dilation, groups)
-    y = with_bias(name, product(GRAD_INPUT, x, w, geometry, order_of(x)), bias)
+    how = bits_of(name, precision)
+    y = with_bias(name, product(GRAD_INPUT, x, w, geometry, order_of(x), how), bias)
     return y[0] if unbatched else y
 
 
 # --- shared with the layers ----------------------------------------------------------------------
+def bits_of(name: str, precision: str | None) -> int:
+    """Turn a precision into bits for `product`; whether dtype and device have it, the core says."""
+    if precision not in PRECISIONS:
+        expected = "None, 'ieee', 'tf32', '3xtf32' or 'fast'"
+        raise ArgumentValueError.of(name, "precision", expected, repr(precision))
+    return PRECISIONS[precision]
+
+
 def batched(name: str, x: Tensor, spatial: int) -> tuple[Tensor, bool]:
     """Give x a batch if it has none, and tell whether that was so."""
     if not isinstance(x, Tensor):

@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from unshared import Problem, _core
 from unshared.errors import ArgumentValueError
-from unshared.torch.functional import Extents, Padding, batched, with_bias
+from unshared.torch.functional import Extents, Padding, batched, bits_of, with_bias
 from unshared.torch.operators import FORWARD, GRAD_INPUT, order_of, product
 
 Bias = bool | Literal["shared"]
@@ -31,6 +31,7 @@ class _Layer(nn.Module):
     in_channels: int
     input_size: tuple[int, ...]
     output_padding: tuple[int, ...] | None = None
+    precision: str | None = None
 
     def _set(
         self,
@@ -126,7 +127,8 @@ class _Layer(nn.Module):
             )
         if self._pad:
             x = nn.functional.pad(x, self._pad, mode=self.padding_mode)
-        y = product(self.face, x, self.weight, self._geometry, order_of(x))
+        how = bits_of(name, self.precision)
+        y = product(self.face, x, self.weight, self._geometry, order_of(x), how)
         y = with_bias(name, y, self.bias)
         return y[0] if unbatched else y
 
@@ -323,6 +325,8 @@ class LocallyConnected2d(_LocallyConnected):
     bias : Parameter (C_out, *out) or (C_out,), or None
     output_size : tuple of int
         The spatial extents of every output.
+    precision : None or str
+        As in `locally_connected`; to be set after construction.
 
     Raises
     ------

@@ -47,8 +47,11 @@ DERIVATIVE = (
 
 # Bits of `how`: all operands have a mapped leading extent; take the conjugate of an operand; for
 # the core, that gradients are dealt with here; from the compiler, that operands may carry tangents
-# (its code enters a level of forward mode without telling `dual_level`).
+# (its code enters a level of forward mode without telling `dual_level`). Two bits are a precision,
+# which derivatives share.
 MAPPED, CONJUGATE, HANDLED, TANGENTS = 1, (2, 4), 8, 16
+PRECISIONS = {None: 0, "ieee": 0, "tf32": 32, "3xtf32": 64, "fast": 96}
+SHARED = MAPPED | 96
 
 
 def product(
@@ -67,7 +70,7 @@ def product(
     order : str
         Memory order of the result, its dimensions as digits, slowest first; "" is row-major.
     how : int
-        Sum of 1 (mapped), 2 (conjugate first), 4 (conjugate second).
+        Sum of 1 (mapped), 2 (conjugate first), 4 (conjugate second), and one of PRECISIONS.
     """
     if torch.compiler.is_compiling():
         if dual_level():
@@ -142,10 +145,10 @@ def _flags(how: int, of: int, complex_: bool, derivative: tuple[int, int]) -> in
     f(conj(g(w)) c), that is, c conjugated by f and w by "g, once more, and f".
     """
     if not complex_:
-        return how & MAPPED
+        return how & SHARED
     seat = derivative[1]
     f, g = how & CONJUGATE[of] != 0, how & CONJUGATE[1 - of] != 0
-    return (how & MAPPED) + f * CONJUGATE[seat] + (g == f) * CONJUGATE[1 - seat]
+    return (how & SHARED) + f * CONJUGATE[seat] + (g == f) * CONJUGATE[1 - seat]
 
 
 class _Bilinear(torch.autograd.Function):
