@@ -63,13 +63,15 @@ Watch* Watch::current() { return watching; }
 template <class Visit>
 void Watch::elements(const Visit& visit) const {
   const Layout& layout = result_.layout;
-  for (std::int64_t e = 0, count = layout.elements(); e < count; ++e) {
-    std::int64_t rest = e, offset = 0;
-    for (int d = layout.rank - 1; d >= 0; --d) {
-      offset += rest % layout.shape[d] * layout.stride[d];
-      rest /= layout.shape[d];
-    }
+  std::int64_t index[max_dims] = {}, offset = 0;
+  for (std::int64_t e = layout.elements(); e > 0; --e) {
     visit(result_.zero + static_cast<std::uintptr_t>(offset * element_));
+    for (int d = layout.rank - 1; d >= 0; --d) {
+      offset += layout.stride[d];
+      if (++index[d] < layout.shape[d]) break;
+      offset -= layout.shape[d] * layout.stride[d];
+      index[d] = 0;
+    }
   }
 }
 

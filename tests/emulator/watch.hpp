@@ -44,12 +44,15 @@ class Watch {
   // After the call: what went wrong, or nothing.
   const std::string& failure();
   Counters counters() const { return tally_.counters(); }
+  // Whether threads waited for each other: if not, other orders of turns are no other case.
+  bool order_matters() const { return waited_; }
 
   // For the emulator. Accesses throw Failure; a read says of what.
   Access read(const void* at, int bytes) const;
   void read_result(const void* at, int bytes);
   void write(const void* at, int bytes);
   void fail(std::string text);
+  void ran(bool waited) { waited_ = waited_ || waited; }
   bool failed() const { return !failure_.empty(); }
   Order order() const { return order_; }
   Tally* tally() { return counting_ == Counting::on ? &tally_ : nullptr; }
@@ -70,7 +73,7 @@ class Watch {
   const Order order_;
   const Counting counting_;
   Marks marks_;
-  bool stored_ = false;
+  bool stored_ = false, waited_ = false;
   std::string failure_;
   Tally tally_;
 };
