@@ -112,7 +112,6 @@ void Block::wait(State state, Site site) {
   Thread& thread = threads_[static_cast<std::size_t>(current_)];
   thread.state = state;
   thread.site = site;
-  waited_ = true;
   if (state == State::at_block)
     arrive_at_block();
   else

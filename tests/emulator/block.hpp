@@ -56,7 +56,6 @@ class Block {
   const Slot* exchange(const void* mine, std::size_t size, Site site);
   void at(Site site) { threads_[static_cast<std::size_t>(current_)].site = site; }
   int current() const { return current_; }
-  bool waited() const { return waited_; }  // has any thread, ever?
 
   // The clock: now; when all the block met last; when that warp did, for memory and for whatever.
   std::uint32_t now() const { return now_; }
@@ -97,7 +96,7 @@ class Block {
   std::int64_t number_ = 0;
   int current_ = 0, at_block_ = 0;
   std::uint32_t block_met_ = 0;
-  bool failed_ = false, waited_ = false;
+  bool failed_ = false;
   Failure failure_;
   static std::uint32_t now_;
 };

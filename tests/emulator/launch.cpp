@@ -60,7 +60,6 @@ void Launch::run(const std::function<void(Thread&)>& body) const noexcept {
   } catch (const Failure& failure) {
     watch->fail(readable(kernel) + ", " + failure.text);
   }
-  watch->ran(block.waited());
 }
 
 }  // namespace unshared::emulator

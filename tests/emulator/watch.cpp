@@ -1,9 +1,5 @@
 #include "watch.hpp"
 
-#include <sys/mman.h>
-
-#include <new>
-
 #include "footprint.hpp"
 #include "scalar.hpp"
 
@@ -18,14 +14,6 @@ std::string bytes_at(int bytes, std::uintptr_t at, std::uintptr_t zero) {
 }
 
 }  // namespace
-
-Marks::Marks(std::uintptr_t low, std::uintptr_t high) : low_(low), high_(high) {
-  void* memory = mmap(nullptr, (high - low) / 2 + 1, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  marks_ = static_cast<unsigned char*>(memory);
-}
-Marks::~Marks() { munmap(marks_, (high_ - low_) / 2 + 1); }
 
 Watch::Array Watch::array_of(const void* zero, const Layout& layout, int element) {
   if (layout.elements() == 0) return {layout, 0, 0, 0};

@@ -4,32 +4,31 @@
 // onto it, before it is written. The first failure ends the launch and is kept.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <utility>
 
 #include "../../cpp/unshared.hpp"
 #include "counters.hpp"
+#include "pages.hpp"
 
 namespace unshared::emulator {
 
-// A byte for every two bytes of a stretch of memory, however long: pages come into being when they
-// are written.
+// A byte for every two bytes of a stretch of memory, however long.
 class Marks {
  public:
-  Marks(std::uintptr_t low, std::uintptr_t high);
-  ~Marks();
-  Marks(const Marks&) = delete;
-  Marks& operator=(const Marks&) = delete;
+  Marks(std::uintptr_t low, std::uintptr_t high)
+      : low_(low), high_(high), memory_((high - low) / 2 + 1) {}
 
   bool covers(std::uintptr_t at, int bytes) const {
     return at >= low_ && at + static_cast<std::uintptr_t>(bytes) <= high_;
   }
-  unsigned char* of(std::uintptr_t at) { return marks_ + (at - low_) / 2; }
+  unsigned char* of(std::uintptr_t at) const {
+    return reinterpret_cast<unsigned char*>(memory_.data()) + (at - low_) / 2;
+  }
 
  private:
   std::uintptr_t low_, high_;
-  unsigned char* marks_;
+  Pages memory_;
 };
 
 class Watch {
@@ -44,15 +43,12 @@ class Watch {
   // After the call: what went wrong, or nothing.
   const std::string& failure();
   Counters counters() const { return tally_.counters(); }
-  // Whether threads waited for each other: if not, other orders of turns are no other case.
-  bool order_matters() const { return waited_; }
 
   // For the emulator. Accesses throw Failure; a read says of what.
   Access read(const void* at, int bytes) const;
   void read_result(const void* at, int bytes);
   void write(const void* at, int bytes);
   void fail(std::string text);
-  void ran(bool waited) { waited_ = waited_ || waited; }
   bool failed() const { return !failure_.empty(); }
   Order order() const { return order_; }
   Tally* tally() { return counting_ == Counting::on ? &tally_ : nullptr; }
@@ -73,7 +69,7 @@ class Watch {
   const Order order_;
   const Counting counting_;
   Marks marks_;
-  bool stored_ = false, waited_ = false;
+  bool stored_ = false;
   std::string failure_;
   Tally tally_;
 };
