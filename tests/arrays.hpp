@@ -41,8 +41,9 @@ class Array {
     }
     zero_ = margin - low;
     cells_.resize(static_cast<std::size_t>(high - low + 1 + 2 * margin));
+    size_ = cells_.size() * sizeof(T);
   }
-  T* data() { return cells_.data() + zero_; }
+  T* data() { return reinterpret_cast<T*>(bytes() + shift_) + zero_; }
   Cells<T>& cells() { return cells_; }
 
   // Numbers of both signs and many magnitudes, the same on every platform: no library function
@@ -63,16 +64,27 @@ class Array {
     }
   }
   // Bytes that are a NaN, margins included.
-  void fill_with_nan() {
-    std::memset(static_cast<void*>(cells_.data()), 0xff, cells_.size() * sizeof(T));
+  void fill_with_nan() { std::memset(bytes(), 0xff, size_); }
+  // The same array, margins included, that many real numbers further on in memory: an array may
+  // begin anywhere, and complex numbers at odd multiples of their halves.
+  Array moved(int reals) const {
+    Array to = *this;
+    to.shift_ = static_cast<std::size_t>(reals) * sizeof(typename Scalar<T>::Real);
+    to.cells_.resize(cells_.size() + (to.shift_ + sizeof(T) - 1) / sizeof(T));
+    std::memcpy(to.bytes() + to.shift_, cells_.data(), size_);
+    return to;
   }
   bool same_bits(const Array& other) const {
-    return std::memcmp(cells_.data(), other.cells_.data(), cells_.size() * sizeof(T)) == 0;
+    return std::memcmp(bytes() + shift_, other.bytes() + other.shift_, size_) == 0;
   }
 
  private:
+  std::byte* bytes() { return reinterpret_cast<std::byte*>(cells_.data()); }
+  const std::byte* bytes() const { return reinterpret_cast<const std::byte*>(cells_.data()); }
+
   Cells<T> cells_;
   std::int64_t zero_ = 0;
+  std::size_t size_ = 0, shift_ = 0;  // bytes
 };
 
 }  // namespace unshared

@@ -1,15 +1,18 @@
 // The CUDA kernels' own text, run by the emulator (emulator/), equals the reference bit for bit on
 // random real data: all cases that are small enough, all dtypes, faces, accumulation, conjugation,
-// and orders in which threads take turns. No tolerance. Nothing outside the result is written.
+// arrays that begin anywhere, threads that take turns in any order. No tolerance.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "../cuda/kernels.hpp"
 #include "arrays.hpp"
 #include "cases.hpp"
 #include "emulator/thread.hpp"
+#include "footprint.hpp"
 
 using namespace unshared;
 
@@ -37,56 +40,79 @@ void define(const Problem& problem, const Call& call) {
   }
 }
 
-// What one kernel does with one call: it keeps all rules of the emulator and leaves the bits that
-// the definition leaves.
+std::string about(const Kernel& kernel, const Problem& problem, const Call& call) {
+  return std::string(kernel.name) + " " + name_of(call.face) + " " + name_of(call.dtype) +
+         (call.accumulate ? ", accumulating," : "") +
+         (call.conjugate_first ? ", first conjugated," : "") +
+         (call.conjugate_second ? ", second conjugated," : "") + " on " + to_string(problem);
+}
+
+// All kernels of a list that can do the problem.
+template <class Visit>
+void each_kernel(const Problem& problem, Face face, DType dtype, const Visit& visit) {
+  const Kernel* kernel = emulated().list[static_cast<int>(dtype)][static_cast<int>(face)];
+  for (; kernel->name != nullptr; ++kernel)
+    if (kernel->precision == Precision::ieee &&
+        (kernel->able ? kernel->able(problem) : kernel->declines(problem) == nullptr))
+      visit(*kernel);
+}
+
+// A call's arrays: the operands, what the result holds before, and what after.
 template <class T>
-void compare(const Kernel& kernel, const Problem& problem, Call call, const Array<T>& start,
-             const Array<T>& expected, emulator::Order order) {
-  Array<T> found = start;
-  call.result = found.data();
-  emulator::Watch watch(problem, call, order);
-  kernel.run(problem, call);
-  const auto about = [&] {
-    return std::string(kernel.name) + " " + name_of(call.face) + " " + name_of(call.dtype) +
-           (call.accumulate ? " accumulating" : "") + (call.conjugate_first ? " conj1" : "") +
-           (call.conjugate_second ? " conj2" : "") + " on " + to_string(problem);
+struct Arrays {
+  Array<T> first, second, start, expected;
+};
+
+// A kernel keeps all rules of the emulator and leaves the bits that the definition leaves; `turn`
+// says in which order threads take turns, and where in memory the arrays begin.
+template <class T>
+void compare(const Kernel& kernel, const Problem& problem, Call call, const Arrays<T>& arrays,
+             int turn, int order) {
+  const auto place = [&, shift = hash(problem)](std::size_t array) {
+    return static_cast<int>((shift + array) % 3) == turn % 3 ? turn : 0;
   };
-  if (!watch.failure().empty()) FAIL_CHECK(about() << ": " << watch.failure());
-  if (!found.same_bits(expected)) FAIL_CHECK(about() << ": other bits than the definition's");
+  Array<T> first = arrays.first.moved(place(0)), second = arrays.second.moved(place(1)),
+           found = arrays.start.moved(place(2));
+  call.first = first.data();
+  call.second = second.data();
+  call.result = found.data();
+  emulator::Watch watch(problem, call, emulator::orders[order % 3]);
+  kernel.run(problem, call);
+  if (!watch.failure().empty())
+    FAIL_CHECK(about(kernel, problem, call) << ": " << watch.failure());
+  else if (!found.same_bits(arrays.expected))
+    FAIL_CHECK(about(kernel, problem, call) << ": other bits than the definition's");
 }
 
 template <class T>
 void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::string>& compared) {
-  const Seat result_seat = result_of(face);
-  if (problem.layout(result_seat).elements() == 0) return;
+  const Layout result = problem.layout(result_of(face));
+  if (result.elements() == 0) return;
   std::mt19937_64 random(hash(problem));
-  Array<T> first(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
-      second(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
-      sums(problem.layout(result_seat)), nothing = sums;
-  for (Array<T>* array : {&first, &second, &sums}) array->fill(random);
-  nothing.fill_with_nan();
+  Arrays<T> arrays{Array<T>(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
+                   Array<T>(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
+                   Array<T>(result), Array<T>(result)};
+  Array<T> sums = arrays.start;
+  for (Array<T>* array : {&arrays.first, &arrays.second, &sums}) array->fill(random);
 
   const int conjugations = Scalar<T>::parts == 2 ? 4 : 1;
   for (int manner = 0; manner < 2 * conjugations; ++manner) {
     Call call{face, dtype, Place::cuda};
-    call.first = first.data();
-    call.second = second.data();
     call.accumulate = manner % 2 == 1;
     call.conjugate_first = manner / 2 % 2 == 1;
     call.conjugate_second = manner / 4 == 1;
-    const Array<T>& start = call.accumulate ? sums : nothing;
-    Array<T> expected = start;
-    call.result = expected.data();
+    arrays.start.fill_with_nan();
+    if (call.accumulate) arrays.start = sums;
+    arrays.expected = arrays.start;
+    call.first = arrays.first.data();
+    call.second = arrays.second.data();
+    call.result = arrays.expected.data();
     define<T>(problem, call);
-
-    const Kernel* kernel = emulated().list[static_cast<int>(dtype)][static_cast<int>(face)];
-    for (; kernel->name != nullptr; ++kernel) {
-      if (kernel->precision != Precision::ieee) continue;
-      if (kernel->able ? !kernel->able(problem) : kernel->declines(problem) != nullptr) continue;
-      compared.insert(kernel->name);
-      for (const emulator::Order order : emulator::orders)
-        compare<T>(*kernel, problem, call, start, expected, order);
-    }
+    each_kernel(problem, face, dtype, [&](const Kernel& kernel) {
+      compared.insert(kernel.name);
+      for (int turn = 0; turn < (manner < 2 ? 3 : 1); ++turn)
+        compare<T>(kernel, problem, call, arrays, turn, manner + turn);
+    });
   }
 }
 
@@ -107,4 +133,77 @@ TEST_CASE("every CUDA kernel equals the reference bit for bit") {
   }
   for (const char* kernel : {"tile", "stream", "lanes", "reference"})
     CHECK_MESSAGE(compared.contains(kernel), std::string(kernel));
+}
+
+// --- offsets beyond 32 bits
+namespace {
+
+// An array whose elements lie far apart, in memory of which only what is touched is there.
+class Sparse {
+ public:
+  explicit Sparse(const Layout& layout)
+      : layout_(layout),
+        extent_(bytes_of(nullptr, layout, sizeof(float))),
+        memory_(static_cast<std::size_t>(extent_.high - extent_.low)) {}
+  float* data() {
+    return reinterpret_cast<float*>(memory_.data() - static_cast<std::ptrdiff_t>(extent_.low));
+  }
+  // The elements in row-major order.
+  std::vector<float*> elements() {
+    std::vector<float*> all{data()};
+    for (int d = 0; d < layout_.rank; ++d) {
+      std::vector<float*> next;
+      for (float* at : all)
+        for (std::int64_t i = 0; i < layout_.shape[d]; ++i)
+          next.push_back(at + i * layout_.stride[d]);
+      all = next;
+    }
+    return all;
+  }
+
+ private:
+  Layout layout_;
+  Bytes extent_;
+  emulator::Pages memory_;
+};
+
+}  // namespace
+
+TEST_CASE("CUDA kernels compute offsets in 64 bits") {
+  // A stride that does not fit into 32 bits, and one that does, while its multiples do not.
+  for (const std::int64_t far : {(std::int64_t{1} << 32) + 64, (std::int64_t{1} << 30) + 64})
+    for (int which = 0; which < 10; ++which)
+      for (const Face face : {Face::forward, Face::grad_input, Face::grad_weight}) {
+        Problem problem = parse_problem("n4 a3>b4 i4x6 k2x3 p0x1 x:nia y:nob w:oakb");
+        Axis& axis = problem.axes[0];
+        std::int64_t* const strides[] = {
+            &problem.x_batch_stride, &problem.x_channel_stride, &axis.x_stride,
+            &problem.w_in_stride,    &problem.w_out_stride,     &axis.w_place_stride,
+            &axis.w_tap_stride,      &problem.y_batch_stride,   &problem.y_channel_stride,
+            &axis.y_stride};
+        *strides[which] = which % 2 == 0 ? far : -far;
+        Sparse first(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
+            second(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
+            expected(problem.layout(result_of(face)));
+        float value = 0.5f;
+        for (Sparse* operand : {&first, &second})
+          for (float* at : operand->elements()) *at = value = 1 / (value + 1.25f);
+        Call call{face, DType::float32, Place::cuda};
+        call.first = first.data();
+        call.second = second.data();
+        call.result = expected.data();
+        define<float>(problem, call);
+        const std::vector<float*> right = expected.elements();
+        each_kernel(problem, face, call.dtype, [&](const Kernel& kernel) {
+          Sparse found(problem.layout(result_of(face)));
+          call.result = found.data();
+          emulator::Watch watch(problem, call, emulator::Order::forward);
+          kernel.run(problem, call);
+          INFO(about(kernel, problem, call), ", stride ", which, " = ", *strides[which]);
+          CHECK(watch.failure() == "");
+          const std::vector<float*> left = found.elements();
+          CHECK(std::equal(left.begin(), left.end(), right.begin(),
+                           [](const float* p, const float* q) { return *p == *q; }));
+        });
+      }
 }

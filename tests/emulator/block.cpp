@@ -13,10 +13,7 @@ namespace {
 Block* running = nullptr;
 
 // Fibres without a thread; the one that was left last is the warmest.
-std::vector<std::unique_ptr<Fibre>>& idle() {
-  static std::vector<std::unique_ptr<Fibre>> fibres;
-  return fibres;
-}
+std::vector<std::unique_ptr<Fibre>> idle;
 
 }  // namespace
 
@@ -66,13 +63,13 @@ void Block::resume(int index) {
   Thread& thread = threads_[static_cast<std::size_t>(index)];
   current_ = index;
   if (thread.state == State::fresh) {
-    if (idle().empty()) idle().push_back(std::make_unique<Fibre>(life));
-    thread.fibre = idle().back().release();
-    idle().pop_back();
+    if (idle.empty()) idle.push_back(std::make_unique<Fibre>(life));
+    thread.fibre = idle.back().release();
+    idle.pop_back();
   }
   thread.state = State::ready;
   thread.fibre->resume();
-  if (thread.state == State::finished) idle().emplace_back(std::exchange(thread.fibre, nullptr));
+  if (thread.state == State::finished) idle.emplace_back(std::exchange(thread.fibre, nullptr));
 }
 
 // Ends the threads that wait, so that their stacks are free.

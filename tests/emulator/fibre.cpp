@@ -1,9 +1,8 @@
 #include "fibre.hpp"
 
-#include <sys/mman.h>
-
 #include <cstdint>
-#include <new>
+
+#include "pages.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define UNSHARED_ASAN 1
@@ -130,7 +129,9 @@ struct Fibre::Context {
   void* kept_outside = nullptr;
   const void* outside_bottom = nullptr;
   std::size_t outside_size = 0;
-  std::byte* bottom = nullptr;
+
+  Pages memory{page + stack_bytes, PROT_NONE};
+  std::byte* const bottom = memory.data() + page;
 };
 
 namespace {
@@ -139,18 +140,14 @@ Fibre* entering = nullptr;  // for begin()
 
 }  // namespace
 
-// The lowest page is never mapped in: a stack that overflows faults.
+// The lowest page may not be touched: a stack that overflows faults.
 Fibre::Fibre(void (*life)(Fibre&)) : context_(std::make_unique<Context>()), life_(life) {
-  void* memory = mmap(nullptr, page + stack_bytes, PROT_NONE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  context_->bottom = static_cast<std::byte*>(memory) + page;
   if (mprotect(context_->bottom, stack_bytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
   // Stacks begin at different places of a page, or all would share a few sets of the cache.
   static std::size_t made = 0;
   context_->prepare(context_->bottom + stack_bytes - made++ * 704 % 4096 / 16 * 16, &Fibre::begin);
 }
-Fibre::~Fibre() { munmap(context_->bottom - page, page + stack_bytes); }
+Fibre::~Fibre() = default;
 
 void Fibre::begin() {
   Fibre& self = *entering;

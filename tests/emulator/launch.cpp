@@ -34,7 +34,7 @@ const char* Launch::mistake() const {
 void Launch::run(const std::function<void(Thread&)>& body) const noexcept {
   Watch* const watch = Watch::current();
   if (watch == nullptr) {
-    std::fputs("a launch that nobody watches\n", stderr);
+    std::fputs("a launch without an emulator::Watch(problem, call, order) around it\n", stderr);
     std::abort();
   }
   if (watch->failed()) return;

@@ -25,21 +25,15 @@ class Thread {
   void sync_warp(Site site = Site::here()) { block_.sync_warp(site); }
   template <class V>
   V shuffle(V v, int lane, Site site = Site::here()) {
-    if (lane < 0 || lane >= Block::warp) throw Failure{"shuffles from a lane that is not there"};
-    return gather(v, site).at(lane);
-  }
-
-  // What every lane of the warp hands in: what instructions of a whole warp are made of.
-  template <class V>
-  struct Lanes {
-    const Block::Slot* slots;
-    V at(int lane) const { return value<V>(slots[lane].bytes); }
-  };
-  template <class V>
-  Lanes<V> gather(const V& v, Site site) {
-    static_assert(sizeof v <= sizeof(Block::Slot) && std::is_trivially_copyable_v<V>);
     block_.at(site);
-    return {block_.exchange(&v, sizeof v, site)};
+    if (lane < 0 || lane >= Block::warp) throw Failure{"shuffles from a lane that is not there"};
+    return value<V>(exchange(v, site)[lane].bytes);
+  }
+  // The v of every lane of the warp: what instructions of a whole warp are made of.
+  template <class V>
+  void gather(V v, V (&all)[Block::warp], Site site = Site::here()) {
+    const Block::Slot* slots = exchange(v, site);
+    for (int lane = 0; lane < Block::warp; ++lane) all[lane] = value<V>(slots[lane].bytes);
   }
 
   template <class V>
@@ -105,6 +99,11 @@ class Thread {
     static_assert(sizeof(V) == 2 || sizeof(V) == 4 || sizeof(V) == 8 || sizeof(V) == 16);
     return static_cast<int>(sizeof(V));
   }();
+  template <class V>
+  const Block::Slot* exchange(const V& v, Site site) {
+    static_assert(sizeof v <= sizeof(Block::Slot) && std::is_trivially_copyable_v<V>);
+    return block_.exchange(&v, sizeof v, site);
+  }
   template <class V>
   static V value(const void* p) {
     V v;

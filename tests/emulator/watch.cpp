@@ -1,9 +1,5 @@
 #include "watch.hpp"
 
-#include <sys/mman.h>
-
-#include <new>
-
 #include "footprint.hpp"
 #include "scalar.hpp"
 
@@ -18,14 +14,6 @@ std::string bytes_at(int bytes, std::uintptr_t at, std::uintptr_t zero) {
 }
 
 }  // namespace
-
-Marks::Marks(std::uintptr_t low, std::uintptr_t high) : low_(low), high_(high) {
-  void* memory = mmap(nullptr, (high - low) / 2 + 1, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  marks_ = static_cast<unsigned char*>(memory);
-}
-Marks::~Marks() { munmap(marks_, (high_ - low_) / 2 + 1); }
 
 Watch::Array Watch::array_of(const void* zero, const Layout& layout, int element) {
   if (layout.elements() == 0) return {layout, 0, 0, 0};
@@ -63,13 +51,15 @@ Watch* Watch::current() { return watching; }
 template <class Visit>
 void Watch::elements(const Visit& visit) const {
   const Layout& layout = result_.layout;
-  for (std::int64_t e = 0, count = layout.elements(); e < count; ++e) {
-    std::int64_t rest = e, offset = 0;
-    for (int d = layout.rank - 1; d >= 0; --d) {
-      offset += rest % layout.shape[d] * layout.stride[d];
-      rest /= layout.shape[d];
-    }
+  std::int64_t index[max_dims] = {}, offset = 0;
+  for (std::int64_t e = layout.elements(); e > 0; --e) {
     visit(result_.zero + static_cast<std::uintptr_t>(offset * element_));
+    for (int d = layout.rank - 1; d >= 0; --d) {
+      offset += layout.stride[d];
+      if (++index[d] < layout.shape[d]) break;
+      offset -= layout.shape[d] * layout.stride[d];
+      index[d] = 0;
+    }
   }
 }
 

@@ -4,32 +4,31 @@
 // onto it, before it is written. The first failure ends the launch and is kept.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <utility>
 
 #include "../../cpp/unshared.hpp"
 #include "counters.hpp"
+#include "pages.hpp"
 
 namespace unshared::emulator {
 
-// A byte for every two bytes of a stretch of memory, however long: pages come into being when they
-// are written.
+// A byte for every two bytes of a stretch of memory, however long.
 class Marks {
  public:
-  Marks(std::uintptr_t low, std::uintptr_t high);
-  ~Marks();
-  Marks(const Marks&) = delete;
-  Marks& operator=(const Marks&) = delete;
+  Marks(std::uintptr_t low, std::uintptr_t high)
+      : low_(low), high_(high), memory_((high - low) / 2 + 1) {}
 
   bool covers(std::uintptr_t at, int bytes) const {
     return at >= low_ && at + static_cast<std::uintptr_t>(bytes) <= high_;
   }
-  unsigned char* of(std::uintptr_t at) { return marks_ + (at - low_) / 2; }
+  unsigned char* of(std::uintptr_t at) const {
+    return reinterpret_cast<unsigned char*>(memory_.data()) + (at - low_) / 2;
+  }
 
  private:
   std::uintptr_t low_, high_;
-  unsigned char* marks_;
+  Pages memory_;
 };
 
 class Watch {
