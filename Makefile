@@ -15,7 +15,7 @@ wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(
              sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))), sep="\n")' $(1))
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
 export PATH := $(abspath $(VENV)/bin):$(PATH)
-.PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon defects sanitize gpu-test bench \
+.PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon test-cuda defects sanitize gpu-test bench \
         test-jax-oldest test-jax-latest jax-tests \
         example lint format wheel clean doctest frameworks
 
@@ -23,7 +23,7 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 define cpp_tests
 	cmake --preset $(1) $(CONFIGURE)
 	cmake --build --preset $(1)
-	ctest --test-dir build/$(1) --no-tests=error --output-on-failure
+	ctest --test-dir build/$(1) --no-tests=error --output-on-failure $(CTEST)
 endef
 # Installs Debian packages $(2) unless $(1) is there, where that is possible.
 debian = @[ -e $(1) ] || ! command -v apt-get >/dev/null || { sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
@@ -65,6 +65,11 @@ matrix: $(VENV)/installed $(VENV)/with-test frameworks  ## write docs/transforma
 test-neon: $(VENV)/tools doctest  ## the C++ tests for AArch64, cross-compiled and run under QEMU
 	$(call debian,/usr/bin/aarch64-linux-gnu-g++,g++-aarch64-linux-gnu qemu-user)
 	$(call cpp_tests,neon)
+
+test-cuda: $(VENV)/tools $(VENV)/with-cuda-bars doctest  ## C++ tests of a build by nvcc (found, or from PyPI); no GPU needed
+	command -v "$${CUDACXX:-nvcc}" || $(MAKE) VENV=$(VENV) $(VENV)/with-nvcc
+	export CUDACXX="$$(command -v "$${CUDACXX:-nvcc}" || \
+	  ls -d $(abspath $(VENV))/lib/python*/site-packages/nvidia/cu*/bin/nvcc)"; $(call cpp_tests,gpu)
 
 defects: $(VENV)/installed $(VENV)/with-test doctest  ## plant defects in a copy and see the tests catch each
 	$(PY) tests/seeded_defects.py
