@@ -7,8 +7,8 @@ Then the occupancy (cuda_occupancy.cpp), the targets in the fat binary, and its 
 
 Usage, from the root of the repository (ctest does it, in builds with CUDA):
     check_cuda_objects.py --targets 75-real,80-real,90 [--occupancy PROGRAM] [--cuobjdump TOOL]
-                          [--measured] OBJECTS...
---measured writes this build's figures into the table. Without cuobjdump and nvdisasm (pip install
+                          [--list] [--measured] OBJECTS...
+--list prints every kernel's figures, --measured writes them into the table. Without cuobjdump and nvdisasm (pip install
 nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm) nothing can be seen: exit status 77, a skipped test.
 """
 
@@ -70,14 +70,16 @@ class Kernel:
         ]
 
     def hot_loops(self) -> list[list[Instruction]]:
-        """The innermost loop around each multiply-add, the one with the most of them first."""
-        loops = sorted(self.loops(), key=lambda loop: loop[1] - loop[0])
-        found = Counter()
-        for i in self.code:
-            if base(i) in FMA + MMA:
-                found.update([loop for loop in loops if loop[0] <= i.at <= loop[1]][:1])
+        """The loops that multiply and add and hold no other such loop, the busiest first."""
+        arithmetic = [i.at for i in self.code if base(i) in FMA + MMA]
+        found = {}
+        for first, last in sorted(self.loops(), key=lambda loop: loop[1] - loop[0]):
+            inner = any(first <= f and l <= last for f, l in found)
+            if not inner and (count := sum(first <= at <= last for at in arithmetic)):
+                found[first, last] = count
         return [
-            [i for i in self.code if first <= i.at <= last] for (first, last), _ in found.most_common()
+            [i for i in self.code if first <= i.at <= last]
+            for first, last in sorted(found, key=found.get, reverse=True)
         ]
 
 
@@ -260,6 +262,7 @@ def main() -> int:
     parser.add_argument("--occupancy")
     parser.add_argument("--cuobjdump", default="cuobjdump")
     parser.add_argument("--measured", action="store_true")
+    parser.add_argument("--list", action="store_true")
     parser.add_argument("objects", nargs="*")
     options = parser.parse_args()
     if options.not_run:
@@ -283,8 +286,10 @@ def main() -> int:
         bar = next((b for b in bars if fnmatch.fnmatchcase(kernel.short, b.pattern)), None)
         if bar is None:
             failures.append(f"{kernel.short}: no line of {TABLE} is about it")
-            continue
+            bar = Bar("*", 255, 0, [])
         bar.kernels.append(kernel)
+        if options.list:
+            print(f"{kernel.short:<60} sm_{kernel.target} {figures(Bar('', 0, 0, [], [kernel]))}")
         failures += [f"{kernel.short}, sm_{kernel.target}: {b}" for b in breaches(kernel, bar)]
     failures += [f"{bar.pattern}: there is no such kernel" for bar in bars if not bar.kernels]
     if options.measured:
@@ -300,6 +305,7 @@ def main() -> int:
             failures.append(f"{what}: {value:.0f}, at most {limits[what]:.0f} are allowed")
     if options.occupancy:
         failures += occupancy(options.occupancy, kernels)
+    failures = list(dict.fromkeys(failures))
     print(*failures, sep="\n")
     print(f"{len(failures)} bars are broken" if failures else "every bar holds")
     return 1 if failures or not kernels else 0
