@@ -8,8 +8,9 @@ Then the occupancy (cuda_occupancy.cpp), the targets in the fat binary, and its 
 Usage, from the root of the repository (ctest does it, in builds with CUDA):
     check_cuda_objects.py --targets 75-real,80-real,90 [--occupancy PROGRAM] [--cuobjdump TOOL]
                           [--list] [--measured] OBJECTS...
---list prints every kernel's figures, --measured writes them into the table. Without cuobjdump and nvdisasm (pip install
-nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm) nothing can be seen: exit status 77, a skipped test.
+--list prints every kernel's figures, --measured writes them into the table. Without cuobjdump and
+nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm) nothing can be seen: exit status
+77, a skipped test.
 """
 
 import argparse
@@ -74,7 +75,7 @@ class Kernel:
         arithmetic = [i.at for i in self.code if base(i) in FMA + MMA]
         found = {}
         for first, last in sorted(self.loops(), key=lambda loop: loop[1] - loop[0]):
-            inner = any(first <= f and l <= last for f, l in found)
+            inner = any(first <= begin and end <= last for begin, end in found)
             if not inner and (count := sum(first <= at <= last for at in arithmetic)):
                 found[first, last] = count
         return [
@@ -146,7 +147,7 @@ def kernels_of(cuobjdump: str, path: str) -> list[Kernel]:
 def bars_of(text: str) -> tuple[list[Bar], dict[str, float]]:
     bars, limits = [], {}
     for line in text.splitlines():
-        line, _, comment = line.partition("#")
+        line = line.partition("#")[0]
         if limit := re.fullmatch(r"(\S+) at most ([\d.]+) (\S+)", line.strip()):
             limits[limit[1]] = float(limit[2])
         elif line.strip():
