@@ -16,7 +16,7 @@ wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 .PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon defects sanitize gpu-test bench \
-        test-jax-oldest test-jax-latest jax-tests \
+        test-cuda cuda-bars nvcc test-jax-oldest test-jax-latest jax-tests \
         example lint format wheel clean doctest frameworks
 
 # Builds one preset and runs its C++ tests.
@@ -28,6 +28,9 @@ endef
 # Installs Debian packages $(2) unless $(1) is there, where that is possible.
 debian = @[ -e $(1) ] || ! command -v apt-get >/dev/null || { sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
          $$sudo apt-get update -qq && $$sudo apt-get install -y -qq $(2); } || echo "$(2) could not be installed"
+
+# The nvcc of the PATH, or that of PyPI's packages in $(VENV).
+NVCC = CUDACXX="$$(command -v "$${CUDACXX:-nvcc}" || ls $(abspath $(VENV))/lib/python*/site-packages/nvidia/cu*/bin/nvcc)"
 
 help:  ## list these verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1	/p' Makefile | expand -t 14
@@ -65,6 +68,15 @@ matrix: $(VENV)/installed $(VENV)/with-test frameworks  ## write docs/transforma
 test-neon: $(VENV)/tools doctest  ## the C++ tests for AArch64, cross-compiled and run under QEMU
 	$(call debian,/usr/bin/aarch64-linux-gnu-g++,g++-aarch64-linux-gnu qemu-user)
 	$(call cpp_tests,neon)
+
+test-cuda: nvcc doctest  ## the C++ tests in a build with CUDA, and its bars: needs an nvcc, no GPU
+	$(NVCC) cmake --preset gpu $(CONFIGURE)
+	$(call cpp_tests,gpu)
+
+cuda-bars: nvcc doctest  ## of that only: compile the CUDA kernels, look at what nvcc made of them
+	$(NVCC) cmake --preset gpu $(CONFIGURE)
+	cmake --build --preset gpu --target unshared_cuda cuda_occupancy
+	ctest --test-dir build/gpu -R check_cuda_objects --no-tests=error --verbose
 
 defects: $(VENV)/installed $(VENV)/with-test doctest  ## plant defects in a copy and see the tests catch each
 	$(PY) tests/seeded_defects.py
@@ -125,6 +137,9 @@ jax-tests: $(VENV)/tools
 	$(MAKE) VENV=$(VENV) $(VENV)/installed $(VENV)/with-test
 	$(PIP) install --upgrade $(JAX) flax flatbuffers
 	$(PY) -m pytest tests/test_jax_*.py $(PYTEST)
+
+nvcc: $(VENV)/tools $(VENV)/with-cuda-bars
+	@command -v "$${CUDACXX:-nvcc}" || $(MAKE) VENV=$(VENV) $(VENV)/with-nvcc
 
 doctest:
 	$(call debian,/usr/include/doctest/doctest.h,doctest-dev)
