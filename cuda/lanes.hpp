@@ -229,19 +229,4 @@ bool lanes_able(const Problem&) noexcept {
   return true;
 }
 
-// Whether to expect the most of it: weights run along the lanes, but for a few channels of each, or
-// a place has so few that a warp needs most of what it touches anyway.
-inline bool lanes_suits(const Problem& p, Face face) {
-  const LaneOrder order(p, face, 1);
-  if (order.cells() < 32) return false;
-  const std::int64_t stride = p.axes[order.lane_axis()].w_place_stride;
-  return (-4 <= stride && stride <= 4) || taps_of(p) * p.in_channels * p.out_channels <= 32;
-}
-
-template <class T, Face face>
-const char* lanes_declines(const Problem& p) noexcept {
-  return lanes_suits(p, face) ? nullptr
-                              : "weights do not run along places or groups, and are not few";
-}
-
 }  // namespace unshared::cuda

@@ -310,15 +310,3 @@ TEST_CASE("kernel lanes chooses among its tiles") {
   CHECK(tile("n16 a1>b2 i2048 k3 w:bako", 2) == LaneTile::small);
   CHECK(tile("n4 a3>b4 i40000x40000 k1x1 w:bako", 2) == LaneTile::small);  // more than 4 GiB
 }
-
-TEST_CASE("kernel lanes suits few channels and weights that run along places or groups") {
-  const auto suits = [](const char* text) {
-    return cuda::lanes_suits(parse_problem(text), Face::forward);
-  };
-  CHECK(suits("n8 a16>b16 i14x15 k3x3 w:bako"));
-  CHECK(suits("n8 a5>b2 i14x15 k3x3 w:kaob"));  // two neighbours, then the next place
-  CHECK(suits("n8 a64>b64 g64 i14x15 k3x3 x:nia y:nob w:oakb"));
-  CHECK(suits("n8 a1>b2 i90 k3 w:oakb"));
-  CHECK(!suits("n8 a16>b16 i14x15 k3x3 w:oakb"));
-  CHECK(!suits("n8 a16>b16 i4x5 k3x3 w:bako"));
-}
