@@ -14,13 +14,15 @@
 // and of 4.3 TB/s, and 2 us:
 //
 //     us                                     forward  grad_input  grad_weight  floor  bound by
-//     32x32 3>64 k3 n32                          9        10          10         3.3  instructions
+//     32x32 3>64 k3 n32                          9        50          10         3.3  instructions
 //     224x224 3>16 k3 n8                        34        40          38          27  weights
 //     128x256 8>8 k3 n4                         25        25          27          20  weights
 //     56x56x64 depthwise k3 n16                 14        14          14         7.6  instructions
 //     the same, channels innermost (paired)     11        11          11         7.6  memory
 //     1-D 2048, 1>2 k3 n16                       4         4           4         0.1  launch
 //     weather 260x240 40>2 k1 n8                30        30          30          24  x
+//
+// (The 50 are latency: two warps for every scheduler, each with 192 rounds of three steps.)
 //
 // Neighbouring lanes read x one tap apart. Handing it on by shuffles would not pay: a shuffle moves
 // 32 words a clock, as does the load from L1 that it replaces; it would save two additions of 41.
