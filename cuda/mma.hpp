@@ -41,7 +41,7 @@ using FlatTile = MmaTile<16, 128, 16, 32, 3>;  // few rows
 
 // How a matrix moves between device and shared memory: along its steps (a result: along its rows)
 // or across them, 2^log_width elements at a time.
-struct Way {
+struct Movement {
   bool along = true;
   int log_width = 0;
 };
@@ -85,7 +85,7 @@ struct MmaKernel {
   const T* b = nullptr;
   T* c = nullptr;
   bool accumulate = false;
-  Way a_way, b_way, c_way;
+  Movement a_way, b_way, c_way;
   int chunk_taps = 0, chunk_inner = 0;  // a chunk as so many taps and a rest
   std::int64_t row_tiles = 0, column_tiles = 0, first_item = 0;
 
@@ -266,7 +266,7 @@ struct MmaKernel {
   }
 
   template <class Shape, int lines, class Thread, class LineOffset, class StepOffset>
-  UNSHARED_DEVICE void fetch_panel(Thread& t, std::byte* panel, const T* from, Way way,
+  UNSHARED_DEVICE void fetch_panel(Thread& t, std::byte* panel, const T* from, Movement way,
                                    LineOffset line_offset, StepOffset step_offset) const {
     constexpr int log_lines = std::countr_zero(static_cast<unsigned>(lines));
     const int pitch = way.along ? Shape::along_pitch : Shape::across_pitch;
@@ -463,12 +463,12 @@ inline int log_width_of(const void* data, int size, const Direction& in, const D
   return width;
 }
 
-inline Way way_of(const void* data, int size, const Direction& along, const Direction& across,
-                  std::int64_t common) {
+inline Movement movement_of(const void* data, int size, const Direction& along,
+                            const Direction& across, std::int64_t common) {
   const int over_steps = log_width_of(data, size, along, across, common);
   const int over_lines = log_width_of(data, size, across, along, common);
   if (over_steps == over_lines) return {along.stride == 1 || across.stride != 1, over_steps};
-  return over_steps > over_lines ? Way{true, over_steps} : Way{false, over_lines};
+  return over_steps > over_lines ? Movement{true, over_steps} : Movement{false, over_lines};
 }
 
 template <class Device, class Product, Face face, class Tile>
@@ -487,11 +487,12 @@ void launch_mma(const Problem& p, const Call& call) noexcept {
   k.accumulate = call.accumulate;
   const Matrices& m = k.m;
   constexpr int size = sizeof(T);
-  k.a_way = way_of(k.a, size, {m.a_inner, m.inner}, {m.a_row, m.rows}, common_stride(p, a_seat));
-  k.b_way =
-      way_of(k.b, size, {m.b_inner, m.inner}, {m.b_column, m.column_run}, common_stride(p, b_seat));
-  k.c_way = way_of(k.c, size, {m.c_row, m.rows}, {m.c_column, m.column_run},
-                   common_stride(p, result_of(face)));
+  k.a_way =
+      movement_of(k.a, size, {m.a_inner, m.inner}, {m.a_row, m.rows}, common_stride(p, a_seat));
+  k.b_way = movement_of(k.b, size, {m.b_inner, m.inner}, {m.b_column, m.column_run},
+                        common_stride(p, b_seat));
+  k.c_way = movement_of(k.c, size, {m.c_row, m.rows}, {m.c_column, m.column_run},
+                        common_stride(p, result_of(face)));
   if (size << k.c_way.log_width != 16) k.c_way.log_width = 0;  // whole vectors or elements
   k.chunk_taps = static_cast<int>(Kernel::chunk / greater(m.inner, 1));
   k.chunk_inner = static_cast<int>(Kernel::chunk % greater(m.inner, 1));

@@ -8,7 +8,7 @@
 #include <functional>
 #include <string>
 
-#include "../cuda/kernels.hpp"
+#include "../cuda/mma.hpp"
 #include "arrays.hpp"
 #include "cases.hpp"
 #include "emulator/thread.hpp"
@@ -33,13 +33,6 @@ void define(const Problem& problem, const Call& call) {
     if (call.face == Face::grad_weight) reference::grad_weight(problem, operands, e);
   }
 }
-
-template <class T>
-constexpr DType dtype_of = DType::float32;
-template <>
-constexpr DType dtype_of<Half> = DType::float16;
-template <>
-constexpr DType dtype_of<BFloat16> = DType::bfloat16;
 
 // The operands and the result of a call.
 template <class T>

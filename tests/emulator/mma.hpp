@@ -57,15 +57,15 @@ class TensorCore {
       std::uint16_t at[8];
     };
     using Words = cuda::Pack<std::uint32_t, 4>;
-    Words mine{};
+    Words mine{}, rows[32];
     if (lane() < 8 * count) mine = self().load_shared(static_cast<const Words*>(row), site);
-    const auto rows = self().gather(mine, site);
+    self().gather(mine, rows, site);
     for (int j = 0; j < count; ++j) {
       std::uint16_t pair[2];
       for (int h = 0; h < 2; ++h) {
         const int g = lane() / 4, at = 2 * (lane() % 4) + h;
-        pair[h] = transposed ? std::bit_cast<Row>(rows.at(8 * j + at)).at[g]
-                             : std::bit_cast<Row>(rows.at(8 * j + g)).at[at];
+        pair[h] = transposed ? std::bit_cast<Row>(rows[8 * j + at]).at[g]
+                             : std::bit_cast<Row>(rows[8 * j + g]).at[at];
       }
       to[j] = pair[0] | std::uint32_t{pair[1]} << 16;
     }
@@ -107,14 +107,15 @@ class TensorCore {
   template <class T>
   void multiply(float (&sum)[4], Left p, Right q, Site site) {
     constexpr int steps = 32 / sizeof(T);
-    const auto fragments = self().gather(Fragments{{p[0], p[1], p[2], p[3]}, {q[0], q[1]}}, site);
+    Fragments fragments[32];
+    self().gather(Fragments{{p[0], p[1], p[2], p[3]}, {q[0], q[1]}}, fragments, site);
     const int g = lane() / 4, t = lane() % 4;
     for (int c = 0; c < 4; ++c) {
       const int row_half = c / 2, column = 2 * t + c % 2;
       std::uint32_t row_words[8], column_words[8];
       for (int w = 0; w < 8; ++w) {
-        row_words[w] = fragments.at(4 * g + w % 4).left[w / 4 * 2 + row_half];
-        column_words[w] = fragments.at(4 * column + w % 4).right[w / 4];
+        row_words[w] = fragments[4 * g + w % 4].left[w / 4 * 2 + row_half];
+        column_words[w] = fragments[4 * column + w % 4].right[w / 4];
       }
       float row[steps], col[steps];
       for (int k = 0; k < steps; ++k) {
