@@ -15,6 +15,7 @@ struct Kernel {
   // Whether it could, even where it declines because another is faster; nullptr: it declines only
   // what it cannot do. For tests: they run every kernel on all it can do.
   bool (*able)(const Problem&) noexcept = nullptr;
+  int architecture = 0;  // of a CUDA device, at least, as 10 * major + minor
 };
 
 inline constexpr int kernels_per_list = 8;

@@ -17,8 +17,14 @@ enum class Place { cpu, cuda };
 
 // The arithmetic of a call. `ieee` is the canonical chain, the same bits everywhere. The others are
 // opt-ins on CUDA to tensor cores, whose order and rounding are the hardware's own: of float32
-// inputs rounded to TF32, of three such products per product, and of half types as they are. Where
-// no such kernel takes a problem, IEEE arithmetic is used.
+// inputs rounded to TF32 (tf32), of three such products per product (tf32x3: an infinite operand
+// gives NaN), and of half types as they are (fast). A sample's results do not depend on its batch,
+// and `accumulate` adds the finished sum. Where no such kernel takes a problem, IEEE arithmetic is
+// used: other dtypes, kernels of more than 512 taps, products with fewer than 8 rows, columns or
+// steps (cuda/mma.hpp). Error, with u = 2^-24, K terms and S the sum of their magnitudes:
+// fast (128 + K/64) u S; tf32 2^-10 S + (64 + K/32) u S; tf32x3 (108 + K/16) u S; to first order,
+// and the rounding of a half result. On a GPU without them (before compute capability 8.0) a call
+// that chose such a kernel throws Error.
 enum class Precision { ieee, tf32, tf32x3, fast };
 
 // The pointers and the manner of one call. `first` and `second` are the operands in the order users

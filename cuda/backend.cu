@@ -78,6 +78,25 @@ bool ours(cudaError_t error) {
               std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error));
 }
 
+// Whether the current device has what the kernel needs.
+void check_architecture(const Kernel& kernel, const Call& call) {
+  if (kernel.architecture == 0) return;
+  int device = 0, major = 0, minor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error != cudaSuccess) fail(call, "a device that can be used", error);
+  const auto text = [](int architecture) {
+    return std::to_string(architecture / 10) + "." + std::to_string(architecture % 10);
+  };
+  if (10 * major + minor < kernel.architecture)
+    throw Error(Error::Kind::unsupported, name_of(call.face), "precision",
+                "'ieee', or a GPU of compute capability " + text(kernel.architecture) + " or more",
+                "a GPU of compute capability " + text(10 * major + minor));
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -109,6 +128,7 @@ void cuda_run(const Kernel& kernel, const Problem& problem, const Call& call) {
       "a device without errors (an earlier operation failed, of whatever library)";
   if (const cudaError_t before = cudaGetLastError(); before != cudaSuccess)
     cuda::fail(call, earlier, before);
+  cuda::check_architecture(kernel, call);
   kernel.run(problem, call);
   if (const cudaError_t after = cudaGetLastError(); after != cudaSuccess)
     cuda::fail(call, cuda::ours(after) ? "the kernel to be launched" : earlier, after);

@@ -27,6 +27,20 @@
 //     void wait<pending>()                        wait for all but the latest `pending` groups
 //                                                 (of this thread: others see them after a sync())
 //
+// and, for kernels that name the architecture they need (static constexpr int architecture = 80, say),
+// what tensor cores do, a warp at a time; g = lane / 4, t = lane % 4:
+//
+//     void load_matrices<transposed>(const void* row, uint32 (&to)[2 or 4])
+//         ldmatrix: of 8 x 8 matrices of 16-bit elements in shared memory, lane l names row l % 8 of
+//         matrix l / 8 (16 bytes, aligned); to[j] is elements 2t, 2t+1 of row g of matrix j, or,
+//         transposed, of column g
+//     void mma_f16(float (&sum)[4], const uint32 (&p)[4], const uint32 (&q)[2]), mma_bf16, mma_tf32
+//         sum[16 x 8] += p[16 x K] * q[K x 8], K = 16 halves or 8 TF32 numbers:
+//         sum: (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1)
+//         p, in words of 4 bytes: (g, t), (g+8, t), (g, t+4), (g+8, t+4), q: (t, g), (t+4, g);
+//         a word holds one TF32 number, or the halves of steps 2w and 2w+1, lower half first
+//     uint32 round_tf32(uint32 v)     the bits of a float rounded to TF32, nearest, ties away from 0
+//
 // V is a scalar or a Pack of at most 16 bytes; addresses are multiples of its size. A result that a
 // call accumulates onto is read with `load_result(const V* p)`.
 #pragma once

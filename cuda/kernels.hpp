@@ -7,6 +7,7 @@
 
 #include "../cpp/scalar.hpp"
 #include "lanes.hpp"
+#include "mma.hpp"
 #include "reference.hpp"
 #include "tiling.hpp"
 
@@ -35,6 +36,23 @@ void run_whole(const Problem& problem, const Call& call) noexcept {
   whole ? run(problem, call) : run_reference<Device, T, face>(problem, call);
 }
 
+// The opt-in modes of a dtype.
+template <class Device, class T, Face face>
+Kernel* add_mma(Kernel* at) {
+  const auto add = [&](auto product, Precision precision) {
+    *at++ = {
+        "mma", mma_declines<face>, run_mma<Device, decltype(product), face>, precision, mma_can,
+        80};
+  };
+  if constexpr (std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>)
+    add(HalfProduct<T>{}, Precision::fast);
+  if constexpr (std::is_same_v<T, float>) {
+    add(Tf32Product{}, Precision::tf32);
+    add(Tf32x3Product{}, Precision::tf32x3);
+  }
+  return at;
+}
+
 // Fills in the kernels of one face.
 template <class Device, Face face>
 void fill(KernelTable& table) {
@@ -42,6 +60,7 @@ void fill(KernelTable& table) {
     visit(static_cast<DType>(d), [&](auto type) {
       using T = typename decltype(type)::type;
       Kernel* at = table.list[d][static_cast<int>(face)];
+      at = add_mma<Device, T, face>(at);
       *at++ = {"tile", declines<T, face, Family::tile>, run_tile<Device, T, face, Family::tile>,
                Precision::ieee, tile_able<face>};
       *at++ = {"stream", declines<T, face, Family::stream>,

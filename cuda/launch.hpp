@@ -7,11 +7,24 @@
 
 namespace unshared::cuda {
 
+// What a kernel needs, as 10 * major + minor: table entries say it, too, and are checked first.
+template <class K>
+constexpr int architecture_of() {
+  if constexpr (requires { K::architecture; })
+    return K::architecture;
+  else
+    return 0;
+}
+
 template <class K>
 __global__ void __launch_bounds__(K::threads, K::blocks_per_processor)
     entry(const __grid_constant__ K kernel) {
-  CudaThread thread;
-  kernel(thread);
+#if defined(__CUDA_ARCH__)
+  if constexpr (__CUDA_ARCH__ >= 10 * architecture_of<K>()) {
+    CudaThread thread;
+    kernel(thread);
+  }
+#endif
 }
 
 // Queues blocks on the call's stream, and nothing else: no allocation, no synchronisation, so that

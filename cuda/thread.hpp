@@ -74,6 +74,59 @@ struct CudaThread {
 #endif
   }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  template <bool transposed>
+  static UNSHARED_DEVICE void load_matrices(const void* row, std::uint32_t (&to)[4]) {
+    const auto from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    if constexpr (transposed)
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                   : "r"(from)
+                   : "memory");
+    else
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                   : "r"(from)
+                   : "memory");
+  }
+  template <bool transposed>
+  static UNSHARED_DEVICE void load_matrices(const void* row, std::uint32_t (&to)[2]) {
+    const auto from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    if constexpr (transposed)
+      asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                   : "=r"(to[0]), "=r"(to[1])
+                   : "r"(from)
+                   : "memory");
+    else
+      asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                   : "=r"(to[0]), "=r"(to[1])
+                   : "r"(from)
+                   : "memory");
+  }
+#define UNSHARED_MMA(shape, type)                                            \
+  asm("mma.sync.aligned." shape ".row.col.f32." type "." type                \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])               \
+      : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "r"(q[0]), "r"(q[1]))
+  using Left = const std::uint32_t (&)[4];
+  using Right = const std::uint32_t (&)[2];
+  static UNSHARED_DEVICE void mma_f16(float (&sum)[4], Left p, Right q) {
+    UNSHARED_MMA("m16n8k16", "f16");
+  }
+  static UNSHARED_DEVICE void mma_bf16(float (&sum)[4], Left p, Right q) {
+    UNSHARED_MMA("m16n8k16", "bf16");
+  }
+  static UNSHARED_DEVICE void mma_tf32(float (&sum)[4], Left p, Right q) {
+    UNSHARED_MMA("m16n8k8", "tf32");
+  }
+#undef UNSHARED_MMA
+  static UNSHARED_DEVICE std::uint32_t round_tf32(std::uint32_t v) {
+    std::uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(std::bit_cast<float>(v)));
+    return rounded & 0xffffe000u;  // PTX leaves the bits below undefined
+  }
+#endif
+
  private:
   // The type of CUDA's that moves in one instruction.
   template <int bytes>

@@ -1,5 +1,6 @@
-// On a GPU: every IEEE kernel of the CUDA table equals the CPU bit for bit on all it can do, also
-// where another kernel would be chosen: all cases, dtypes, faces, accumulation and conjugation.
+// On a GPU: every kernel of the CUDA table equals the CPU bit for bit on all it can do, also where
+// another kernel would be chosen: all cases, dtypes, faces, accumulation and conjugation. Those of
+// the tensor cores do so on small integers.
 // Nothing outside the result is written. Without a GPU this says so and passes, unless
 // UNSHARED_REQUIRE_GPU=1. Memory comes from the driver itself, found at run time: no CUDA header.
 #include <dlfcn.h>
@@ -75,16 +76,34 @@ class Copied {
   unsigned long long address_;
 };
 
+std::string name_in_full(const Kernel& kernel, Face face) {
+  const char* const modes[] = {"", " tf32", " tf32x3", " fast"};
+  return std::string(name_of(face)) + " " + kernel.name + modes[static_cast<int>(kernel.precision)];
+}
+
 template <class T>
 void compare_all(Driver& driver, const Problem& problem, DType dtype, Face face,
-                 std::map<std::string, int>& compared) {
+                 Precision precision, std::map<std::string, int>& compared) {
   const Seat result_seat = result_of(face);
-  if (problem.layout(result_seat).elements() == 0) return;
+  const Kernel* const list = cuda_table().list[static_cast<int>(dtype)][static_cast<int>(face)];
+  bool any = false;
+  for (const Kernel* kernel = list; kernel->name != nullptr; ++kernel)
+    any = any || kernel->precision == precision;
+  if (!any || problem.layout(result_seat).elements() == 0) return;
   std::mt19937_64 random(hash(problem));
   Array<T> first(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
       second(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
       start(problem.layout(result_seat));
-  for (Array<T>* array : {&first, &second, &start}) array->fill(random);
+  for (Array<T>* array : {&first, &second, &start})
+    if (precision == Precision::ieee)
+      array->fill(random);
+    else  // small integers: exact in every mode
+      for (T& cell : array->cells()) {
+        cell = T{};
+        if constexpr (Scalar<T>::parts == 1)
+          cell = round_to<T>(
+              static_cast<typename Scalar<T>::Real>(static_cast<int>(random() % 9) - 4));
+      }
   const Copied<T> first_there(driver, first), second_there(driver, second);
 
   const int conjugations = Scalar<T>::parts == 2 ? 4 : 1;
@@ -102,17 +121,16 @@ void compare_all(Driver& driver, const Problem& problem, DType dtype, Face face,
     call.place = Place::cuda;
     call.first = first_there.data();
     call.second = second_there.data();
-    const Kernel* kernel = cuda_table().list[static_cast<int>(dtype)][static_cast<int>(face)];
-    for (; kernel->name != nullptr; ++kernel) {
+    for (const Kernel* kernel = list; kernel->name != nullptr; ++kernel) {
       const bool takes =
           kernel->able != nullptr ? kernel->able(problem) : kernel->declines(problem) == nullptr;
-      if (kernel->precision != Precision::ieee || !takes) continue;
+      if (kernel->precision != precision || !takes) continue;
       Array<T> got = start;
       Copied<T> got_there(driver, got);
       call.result = got_there.data();
       cuda_run(*kernel, problem, call);
       got_there.fetch();
-      const std::string name = std::string(name_of(face)) + " " + kernel->name;
+      const std::string name = name_in_full(*kernel, face);
       CHECK_MESSAGE(got.same_bits(expected), name, " ", std::string(name_of(dtype)),
                     " manner=", manner, " on ", to_string(problem));
       ++compared[name];
@@ -138,7 +156,10 @@ TEST_CASE("every kernel of the GPU equals the CPU bit for bit") {
       visit(static_cast<DType>(d), [&](auto type) {
         using T = typename decltype(type)::type;
         for (int f = 0; f < face_count; ++f)
-          compare_all<T>(driver, problem, static_cast<DType>(d), static_cast<Face>(f), compared);
+          for (Precision precision :
+               {Precision::ieee, Precision::tf32, Precision::tf32x3, Precision::fast})
+            compare_all<T>(driver, problem, static_cast<DType>(d), static_cast<Face>(f), precision,
+                           compared);
       });
   }
   std::string all;
@@ -148,8 +169,6 @@ TEST_CASE("every kernel of the GPU equals the CPU bit for bit") {
   for (int d = 0; d < dtype_count; ++d)
     for (int f = 0; f < face_count; ++f)
       for (const Kernel* kernel = cuda_table().list[d][f]; kernel->name != nullptr; ++kernel)
-        if (kernel->precision == Precision::ieee) {
-          const std::string name = std::string(name_of(static_cast<Face>(f))) + " " + kernel->name;
-          CHECK_MESSAGE(compared.contains(name), name, " takes none of the cases");
-        }
+        CHECK_MESSAGE(compared.contains(name_in_full(*kernel, static_cast<Face>(f))),
+                      name_in_full(*kernel, static_cast<Face>(f)), " takes none of the cases");
 }

@@ -6,12 +6,13 @@
 #include <typeinfo>
 
 #include "../../cuda/device.hpp"
+#include "mma.hpp"
 #include "shared.hpp"
 #include "watch.hpp"
 
 namespace unshared::emulator {
 
-class Thread {
+class Thread : public TensorCore<Thread> {
  public:
   Thread(Block& block, Shared& memory, Watch& watch, int index, std::int64_t at,
          std::int64_t blocks)
