@@ -3,6 +3,7 @@
 // A Device has
 //
 //     static void launch(const auto& kernel, int64 blocks, int64 shared_bytes, const Call&) noexcept
+//     static constexpr int64 processors           about how many that run blocks at the same time
 #pragma once
 
 #include "../cpp/scalar.hpp"
