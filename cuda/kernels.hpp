@@ -43,10 +43,12 @@ void fill(KernelTable& table) {
     visit(static_cast<DType>(d), [&](auto type) {
       using T = typename decltype(type)::type;
       Kernel* at = table.list[d][static_cast<int>(face)];
-      *at++ = {"tile", declines<T, face, Family::tile>, run_tile<Device, T, face, Family::tile>,
-               Precision::ieee, tile_able<face>};
+      *at++ = {"tile", declines<T, face, Family::tile>,
+               run_whole<Device, T, face, run_tile<Device, T, face, Family::tile>>, Precision::ieee,
+               tile_able<face>};
       *at++ = {"stream", declines<T, face, Family::stream>,
-               run_tile<Device, T, face, Family::stream>, Precision::ieee, tile_able<face>};
+               run_whole<Device, T, face, run_tile<Device, T, face, Family::stream>>,
+               Precision::ieee, tile_able<face>};
       *at++ = {"lanes", declines<T, face, Family::lanes>,
                run_whole<Device, T, face, run_lanes<Device, T, face>>, Precision::ieee,
                lanes_able<T, face>};

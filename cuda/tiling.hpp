@@ -2,7 +2,6 @@
 #pragma once
 
 #include "choice.hpp"
-#include "reference.hpp"
 #include "statement.hpp"
 #include "tile.hpp"
 
@@ -45,11 +44,6 @@ bool tile_able(const Problem& problem) noexcept {
 
 template <class Device, class T, Face face, Family family>
 void run_tile(const Problem& problem, const Call& call) noexcept {
-  // A complex number that straddles the alignment of its size cannot be copied at once.
-  constexpr int size = sizeof(T);
-  if (!aligned(call.first, size, 1, {}) || !aligned(call.second, size, 1, {}) ||
-      !aligned(call.result, size, 1, {}))
-    return run_reference<Device, T, face>(problem, call);
   const Prediction prediction = predict(problem, face, dtype_of<T>);
   const Product product = product_of(problem, face);
   if constexpr (family == Family::stream) {
