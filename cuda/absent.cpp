@@ -6,6 +6,7 @@ namespace unshared {
 namespace {
 
 struct Nowhere {
+  static constexpr std::int64_t processors = 1;
   static void launch(const auto&, std::int64_t, std::int64_t, const Call&) noexcept {}
 };
 

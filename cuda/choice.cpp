@@ -26,6 +26,9 @@ constexpr double item_latency = 2.5e-6;
 constexpr double copy_instructions = 9;
 // A warp's term in the reference: index arithmetic, two loads, one multiplication.
 constexpr double reference_instructions = 40;
+// Of one term of a thread's chain until the next: the reference waits for two loads, lanes have
+// several under way.
+constexpr double reference_latency = 600 / clock, lanes_latency = 100 / clock;
 // It has to be clearly the fastest to be chosen: it alone reuses nothing.
 constexpr double last_resort = 1.5;
 
@@ -147,7 +150,8 @@ struct Model {
     const double compute =
         warps * 32 * columns_held * 4 * rows_held * 4 * steps * fmas / (rate / 2);
     const double idle = std::max(1.0, processors * 8 / (warps * columns_held * rows_held));
-    return launch_seconds + std::max(std::max(load, compute) * idle, compulsory / memory_rate);
+    return launch_seconds + std::max({std::max(load, compute) * idle, steps * lanes_latency,
+                                      compulsory / memory_rate});
   }
   double lanes() const {
     double least = lanes_along(1, 1, 1);
@@ -167,8 +171,9 @@ struct Model {
     const double load = terms * (rows() < 32 ? 64 : 1 + sectors(p.row_second)) / clock;
     const auto apart = static_cast<double>(greater(p.row_second, -p.row_second));
     const double l2 = cells() * rows() * steps * size * std::clamp(apart, 1.0, sector / size);
-    return launch_seconds + last_resort * std::max({std::max(issue, load) / processors,
-                                                    l2 / l2_rate, compulsory / memory_rate});
+    return launch_seconds +
+           last_resort * std::max({std::max(issue, load) / processors, l2 / l2_rate,
+                                   steps * reference_latency, compulsory / memory_rate});
   }
 };
 

@@ -3,6 +3,7 @@
 // A Device has
 //
 //     static void launch(const auto& kernel, int64 blocks, int64 shared_bytes, const Call&) noexcept
+//     static constexpr int64 processors           about how many that run blocks at the same time
 #pragma once
 
 #include "../cpp/scalar.hpp"
@@ -61,10 +62,12 @@ void fill(KernelTable& table) {
       using T = typename decltype(type)::type;
       Kernel* at = table.list[d][static_cast<int>(face)];
       at = add_mma<Device, T, face>(at);
-      *at++ = {"tile", declines<T, face, Family::tile>, run_tile<Device, T, face, Family::tile>,
-               Precision::ieee, tile_able<face>};
+      *at++ = {"tile", declines<T, face, Family::tile>,
+               run_whole<Device, T, face, run_tile<Device, T, face, Family::tile>>, Precision::ieee,
+               tile_able<face>};
       *at++ = {"stream", declines<T, face, Family::stream>,
-               run_tile<Device, T, face, Family::stream>, Precision::ieee, tile_able<face>};
+               run_whole<Device, T, face, run_tile<Device, T, face, Family::stream>>,
+               Precision::ieee, tile_able<face>};
       *at++ = {"lanes", declines<T, face, Family::lanes>,
                run_whole<Device, T, face, run_lanes<Device, T, face>>, Precision::ieee,
                lanes_able<T, face>};

@@ -30,6 +30,8 @@ __global__ void __launch_bounds__(K::threads, K::blocks_per_processor)
 // Queues blocks on the call's stream, and nothing else: no allocation, no synchronisation, so that
 // it may be captured into a graph. What goes wrong is left in cudaGetLastError (backend.cu).
 struct Cuda {
+  static constexpr std::int64_t processors = 132;  // of an H200
+
   template <class K>
   static void launch(const K& kernel, std::int64_t blocks, std::int64_t shared_bytes,
                      const Call& call) noexcept {

@@ -129,13 +129,17 @@ struct TileKernel {
       t.commit();
     };
     for (int s = 0; s + 1 < S::stages; ++s) stage_next();
+    // Threads whose rows or columns all lie beyond the last one only help to copy.
+    const bool idle =
+        t.load_shared(&tables.spot.row) + row_of(t.index(), 0) >= product.rows ||
+        t.load_shared(&tables.spot.column) + column_of(t.index(), 0) >= product.columns;
     int slot = 0;
     for (int done = 0; done < count; done += chunk) {
       t.template wait<S::stages - 2>();
       t.sync();  // this chunk is there, and nobody uses the one before
       stage_next();
       const int here = count - done < chunk ? count - done : chunk;
-      multiply(t, ring + slot * stage_elements, here, sums);
+      if (!idle) multiply(t, ring + slot * stage_elements, here, sums);
       slot = slot + 1 == S::stages ? 0 : slot + 1;
     }
   }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "choice.hpp"
-#include "reference.hpp"
 #include "statement.hpp"
 #include "tile.hpp"
 
@@ -29,11 +28,10 @@ void run_shape(const Product& product, const Call& call) noexcept {
       cells_aligned && product.row_result == 1 && aligned(call.result, K::size, K::pack, {});
   for (int d = 0; d < product.column_depth; ++d)
     kernel.pack_rows = kernel.pack_rows && product.column[d].result % K::pack == 0;
-  // Enough blocks to fill any device a few times over, and few enough that most compute several
+  // Enough blocks to fill the device a few times over, and few enough that most compute several
   // cells, whose tables of steps are the same.
-  constexpr int64_t processors = 132, rounds = 4;
-  Device::launch(kernel, lesser(kernel.items, processors * S::blocks_per_processor * rounds),
-                 K::shared_bytes, call);
+  constexpr int64_t blocks = Device::processors * S::blocks_per_processor * 4;
+  Device::launch(kernel, lesser(kernel.items, blocks), K::shared_bytes, call);
 }
 
 // What the tables count in 32 bits.
@@ -46,11 +44,6 @@ bool tile_able(const Problem& problem) noexcept {
 
 template <class Device, class T, Face face, Family family>
 void run_tile(const Problem& problem, const Call& call) noexcept {
-  // A complex number that straddles the alignment of its size cannot be copied at once.
-  constexpr int size = sizeof(T);
-  if (!aligned(call.first, size, 1, {}) || !aligned(call.second, size, 1, {}) ||
-      !aligned(call.result, size, 1, {}))
-    return run_reference<Device, T, face>(problem, call);
   const Prediction prediction = predict(problem, face, dtype_of<T>);
   const Product product = product_of(problem, face);
   if constexpr (family == Family::stream) {

@@ -138,6 +138,8 @@ struct Launch {
 };
 
 struct Emulator {
+  static constexpr std::int64_t processors = 1;  // few blocks that have much to do each
+
   template <class K>
   static void launch(const K& kernel, std::int64_t blocks, std::int64_t shared_bytes,
                      const Call&) noexcept {
