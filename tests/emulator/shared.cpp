@@ -28,7 +28,7 @@ std::size_t Shared::granule_of(const void* at, int bytes) const {
   if (offset < 0 || offset + bytes > bytes_)
     throw Failure{std::to_string(bytes) + " bytes at " + std::to_string(offset) +
                   " of shared memory, which has " + std::to_string(bytes_)};
-  if (offset % bytes != 0)
+  if ((offset & (bytes - 1)) != 0)
     throw Failure{std::to_string(bytes) + " bytes at " + std::to_string(offset) +
                   " of shared memory: not aligned"};
   return static_cast<std::size_t>(offset / granule);
@@ -36,31 +36,24 @@ std::size_t Shared::granule_of(const void* at, int bytes) const {
 
 void Shared::read(const void* at, int bytes) {
   const std::size_t first = granule_of(at, bytes);
-  const int me = block_->current(), warp = me / Block::warp;
+  const auto me = static_cast<std::int16_t>(block_->current());
+  const int warp = me / Block::warp;
+  const std::uint32_t block_met = block_->block_met(), warp_met = block_->warp_met(warp);
   for (std::size_t g = first; g < first + static_cast<std::size_t>(bytes / granule); ++g) {
     Mark& mark = marks_[g];
-    if (mark.written >= block_->block_met() &&
+    if (mark.written >= block_met &&
         (mark.written == in_flight ||
-         (mark.writer != me &&
-          (warp_of(mark.writer) != warp || mark.written >= block_->warp_met(warp)))))
+         (mark.writer != me && (warp_of(mark.writer) != warp || mark.written >= warp_met))))
       race("reads", mark, mark.writer, g);
-    if (mark.read < block_->block_met())
-      mark.reader = static_cast<std::int16_t>(me);
-    else if (mark.reader != me)
-      note_reader(mark);
+    if (mark.reader == many && mark.read >= block_met) continue;  // nothing new
+    const bool before = mark.read >= warp_met;  // read since the warp met
+    if (before && (mark.reader == me || mark.reader == several_of(warp))) continue;
+    if (mark.read >= block_met && mark.reader != me && warp_of(mark.reader) != warp)
+      mark.reader = many;
+    else
+      mark.reader = before ? several_of(warp) : me;
     mark.read = block_->now();
   }
-}
-
-// One more reader since the block met.
-void Shared::note_reader(Mark& mark) const {
-  const int me = block_->current(), warp = me / Block::warp;
-  if (mark.reader == many || warp_of(mark.reader) != warp)
-    mark.reader = many;
-  else if (mark.read < block_->warp_met(warp))
-    mark.reader = static_cast<std::int16_t>(me);
-  else
-    mark.reader = several_of(warp);
 }
 
 void Shared::mark_written(std::size_t first, int bytes, std::uint32_t when) {

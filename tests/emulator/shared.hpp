@@ -50,8 +50,6 @@ class Shared {
 
   std::size_t granule_of(const void* at, int bytes) const;
   void mark_written(std::size_t first, int bytes, std::uint32_t when);
-  void note_reader(Mark& mark) const;
-  bool over(const Mark& mark) const;
   [[noreturn]] void race(const char* what, const Mark& mark, std::int16_t who,
                          std::size_t at) const;
 
