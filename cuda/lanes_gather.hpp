@@ -14,7 +14,8 @@ template <class T, Face face, int rows, int columns, int pack, bool wide_>
 struct LanesGather {
   static constexpr bool wide = wide_;
   static constexpr int threads = lane_threads;
-  static constexpr int blocks_per_processor = 8;
+  // Tiles of complex128 need more than the 128 registers of eight blocks.
+  static constexpr int blocks_per_processor = sizeof(T) == 16 ? 6 : 8;
 
   using Cells = LaneCells<wide>;
   using Index = typename Cells::Index;
