@@ -9,13 +9,14 @@ namespace unshared::cuda {
 enum class TileKind { wide, flat, small, stream8, stream16 };
 inline constexpr int tile_kinds = 5;
 
-template <int rows_, int columns_, int thread_rows_, int thread_columns_, int blocks>
+template <int rows_, int columns_, int thread_rows_, int thread_columns_, int blocks,
+          int capacity_ = 36>
 struct TileShape {
   static constexpr int rows = rows_, columns = columns_;
   static constexpr int thread_rows = thread_rows_, thread_columns = thread_columns_;
   static constexpr int threads = rows / thread_rows * (columns / thread_columns);
   static constexpr int blocks_per_processor = blocks;
-  static constexpr int capacity = 36;  // steps of a chunk: 4 input channels of 3 x 3 taps
+  static constexpr int capacity = capacity_;  // steps of a chunk: 4 input channels of 3 x 3 taps
   static constexpr int stages = 2;  // chunks in flight or in use
 };
 
@@ -35,7 +36,7 @@ template <>
 struct ShapeOf<TileKind::stream16, 4> : TileShape<64, 16, 4, 8, 7> {};
 
 template <>
-struct ShapeOf<TileKind::wide, 8> : TileShape<64, 32, 8, 4, 4> {};
+struct ShapeOf<TileKind::wide, 8> : TileShape<64, 32, 8, 4, 4, 24> {};
 template <>
 struct ShapeOf<TileKind::flat, 8> : TileShape<16, 64, 4, 4, 4> {};
 template <>
@@ -46,15 +47,15 @@ template <>
 struct ShapeOf<TileKind::stream16, 8> : TileShape<64, 16, 4, 4, 4> {};
 
 template <>
-struct ShapeOf<TileKind::wide, 16> : TileShape<32, 32, 4, 4, 2> {};
+struct ShapeOf<TileKind::wide, 16> : TileShape<32, 32, 4, 4, 2, 18> {};
 template <>
-struct ShapeOf<TileKind::flat, 16> : TileShape<16, 64, 4, 4, 2> {};
+struct ShapeOf<TileKind::flat, 16> : TileShape<16, 64, 4, 4, 2, 18> {};
 template <>
-struct ShapeOf<TileKind::small, 16> : TileShape<16, 16, 2, 4, 5> {};
+struct ShapeOf<TileKind::small, 16> : TileShape<16, 16, 2, 4, 5, 18> {};
 template <>
-struct ShapeOf<TileKind::stream8, 16> : TileShape<32, 8, 2, 4, 4> {};
+struct ShapeOf<TileKind::stream8, 16> : TileShape<32, 8, 2, 4, 4, 18> {};
 template <>
-struct ShapeOf<TileKind::stream16, 16> : TileShape<32, 16, 2, 4, 4> {};
+struct ShapeOf<TileKind::stream16, 16> : TileShape<32, 16, 2, 4, 4, 18> {};
 
 template <class T, TileKind kind>
 using Shape = ShapeOf<kind, static_cast<int>(sizeof(T) < 4 ? 4 : sizeof(T))>;

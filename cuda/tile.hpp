@@ -42,6 +42,7 @@ struct TileKernel {
   static constexpr int warps = threads / 32;
   static constexpr int64_t ring_bytes = (int64_t{S::stages} * stage_elements * size + 127) & ~127;
   static constexpr int64_t shared_bytes = ring_bytes + int64_t{sizeof(TileTables<S>)};
+  static_assert(shared_bytes <= 64 << 10, "what every device has");
   static_assert(threads % 32 == 0 && thread_rows % pack == 0 && thread_columns % pack == 0);
 
   Product product;
