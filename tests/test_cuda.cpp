@@ -95,8 +95,10 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
   Array<T> sums = arrays.start;
   for (Array<T>* array : {&arrays.first, &arrays.second, &sums}) array->fill(random);
 
-  const int conjugations = Scalar<T>::parts == 2 ? 4 : 1;
-  for (int manner = 0; manner < 2 * conjugations; ++manner) {
+  // A large problem in two manners, each in another order of turns; a small one in all of them.
+  const int manners = Scalar<T>::parts == 2 ? 8 : 2;
+  const bool large = problem.flops() > 2e4;
+  for (int manner = 0; manner < manners; manner += large ? manners - 1 : 1) {
     Call call{face, dtype, Place::cuda};
     call.accumulate = manner % 2 == 1;
     call.conjugate_first = manner / 2 % 2 == 1;
@@ -110,7 +112,7 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
     define<T>(problem, call);
     each_kernel(problem, face, dtype, [&](const Kernel& kernel) {
       compared.insert(kernel.name);
-      for (int turn = 0; turn < (manner < 2 ? 3 : 1); ++turn)
+      for (int turn = 0; turn < (manner < 2 && !large ? 3 : 1); ++turn)
         compare<T>(kernel, problem, call, arrays, turn, manner + turn);
     });
   }
