@@ -1,8 +1,9 @@
 """Do the tests bite? Plants one defect after the other in a copy of the sources, runs the tests.
 
-Usage: python tests/seeded_defects.py [name ...]. Needs what `make test` installs; takes a minute or
-two for each defect, so it is not part of it. A defect that survives, or that no longer applies to
-the sources, makes this program fail.
+Usage: python tests/seeded_defects.py [part of a name ...]. Needs what `make test` installs; takes a
+minute or two for each defect, so it is not part of it. A defect that survives, or that no longer
+applies to the sources, makes this program fail. Defects in CUDA kernels ("CUDA: ...") are for the
+tests that run these in the emulator (tests/emulator/), and are shown to those alone.
 """
 
 import os
@@ -23,6 +24,10 @@ class Defect:
     file: str
     right: str
     wrong: str
+
+    @property
+    def cuda(self) -> bool:
+        return self.file.startswith("cuda/")
 
 
 DEFECTS = [
@@ -176,6 +181,102 @@ DEFECTS = [
         "if (below || !whole || found != expected)",
         "if (below && !whole && found != expected)",
     ),
+    Defect(
+        "CUDA: a chunk used without a barrier after the wait",
+        "cuda/tile.hpp",
+        "      t.sync();  // this chunk is there, and nobody uses the one before\n",
+        "",
+    ),
+    Defect(
+        "CUDA: tables of a tile overwritten while others use them",
+        "cuda/tile.hpp",
+        "      t.sync();  // nobody needs the item before any more\n",
+        "",
+    ),
+    Defect(
+        "CUDA: a wait for one group of copies too few",
+        "cuda/tile.hpp",
+        "t.template wait<S::stages - 2>();",
+        "t.template wait<S::stages - 1>();",
+    ),
+    Defect(
+        "CUDA: the wrong stage multiplied",
+        "cuda/tile.hpp",
+        "multiply(t, ring + slot * stage_elements, here, sums)",
+        "multiply(t, ring + slot_in * stage_elements, here, sums)",
+    ),
+    Defect(
+        "CUDA: the last step of a chunk that is not full dropped",
+        "cuda/tile.hpp",
+        "const int here = count - done < chunk ? count - done : chunk;",
+        "const int here = count - done < chunk ? (count - done) & ~1 : chunk;",
+    ),
+    Defect(
+        "CUDA: threads without results leave before the barrier",
+        "cuda/tile.hpp",
+        "    int slot = 0;\n",
+        "    if (idle) return;\n    int slot = 0;\n",
+    ),
+    Defect(
+        "CUDA: rows of a tile indexed by the columns' thread",
+        "cuda/tile.hpp",
+        "line_of<thread_rows, S::rows>(index % row_threads, r)",
+        "line_of<thread_rows, S::rows>(index / row_threads, r)",
+    ),
+    Defect(
+        "CUDA: columns read by the rows' lane",
+        "cuda/tile.hpp",
+        "chunk + S::capacity * row_pitch + t.index() / row_threads * pack;",
+        "chunk + S::capacity * row_pitch + t.index() % row_threads * pack;",
+    ),
+    Defect(
+        "CUDA: accumulate ignored",
+        "cuda/tile.hpp",
+        "if (!operands.accumulate) {",
+        "if (product.rows > 0) {",
+    ),
+    Defect(
+        "CUDA: conjugations swapped",
+        "cuda/tile.hpp",
+        "read<thread_rows, S::rows>(t, rows + s * row_pitch, row, operands.conjugate_second);",
+        "read<thread_rows, S::rows>(t, rows + s * row_pitch, row, operands.conjugate_first);",
+    ),
+    Defect(
+        "CUDA: weight gradient of padded taps not zero",
+        "cuda/tile.hpp",
+        "t.store(to, inside ? sum : operands.accumulate ? t.load_result(to) : T{});",
+        "t.store(to, sum);",
+    ),
+    Defect(
+        "CUDA: 32-bit offset of the rows",
+        "cuda/tile.hpp",
+        "(row + r) * product.row_second * size",
+        "static_cast<std::int32_t>((row + r) * product.row_second * size)",
+    ),
+    Defect(
+        "CUDA: what lanes found of a place used without a barrier of the warp",
+        "cuda/product.hpp",
+        "  t.sync_warp();\n",
+        "",
+    ),
+    Defect(
+        "CUDA: results of a last block stored twice",
+        "cuda/lane_tiles.hpp",
+        "return {begin, static_cast<int>(wanted - begin)};",
+        "return {begin, 0};",
+    ),
+    Defect(
+        "CUDA: a lane beyond the last cell",
+        "cuda/lanes_gather.hpp",
+        "if (cell >= static_cast<Index>(cells.count)) return;",
+        "if (cell > static_cast<Index>(cells.count)) return;",
+    ),
+    Defect(
+        "CUDA: 32-bit offset of the samples",
+        "cuda/lanes_gather.hpp",
+        "row.begin * result_sample + column.begin * result_channel",
+        "static_cast<std::int32_t>(row.begin * result_sample) + column.begin * result_channel",
+    ),
 ]
 
 
@@ -209,16 +310,24 @@ class Copy:
             if code != 0:
                 raise RuntimeError(text[-3000:])
 
-    def failures(self) -> list[str]:
-        """The C++ tests that fail; if none does, the first Python test that does."""
-        self.run(
-            ["cmake", "-G", "Ninja", "-S", ".", "-B", "build/cpp", "-DUNSHARED_TESTS=ON"],
-            ["cmake", "--build", "build/cpp"],
-        )
-        _, text = output(["ctest", "--test-dir", "build/cpp", "--no-tests=error"], self.tree)
-        failed = [line.split()[2] for line in text.splitlines() if "(Failed)" in line]
-        if failed:
+    def failures(self, cuda: bool) -> list[str]:
+        """The C++ tests that fail; if none does, the first Python test that does.
+
+        cuda: of the C++ tests of CUDA kernels alone, which are those with the emulator.
+        """
+        tests = sorted((self.tree / "tests").glob("test_*.cpp"))
+        emulated = [test.stem for test in tests if "emulator/" in test.read_text()]
+        build = ["cmake", "-G", "Ninja", "-S", ".", "-B", "build/cpp", "-DUNSHARED_TESTS=ON"]
+        self.run([*build, "-DUNSHARED_CUDA=OFF"], ["cmake", "--build", "build/cpp"])
+        run = ["ctest", "--test-dir", "build/cpp", "--no-tests=error", "--timeout", "900"]
+        some = ["-R", f"^({'|'.join(emulated)})$"] if cuda else []
+        code, text = output([*run, *some], self.tree)
+        listed = text.partition("tests FAILED:")[2].splitlines()
+        failed = [line.split()[2] for line in listed if " - " in line]
+        if failed or (cuda and code == 0):
             return failed
+        if cuda:
+            raise RuntimeError(text[-3000:])
 
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         quick = ["--no-deps", "--no-build-isolation", "--upgrade", "--target", self.site]
@@ -239,7 +348,7 @@ def main(names: list[str]) -> int:
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
-        if failed := copy.failures():
+        if failed := copy.failures(cuda=all(d.cuda for d in wanted)):
             print(f"the sources fail without any defect: {', '.join(failed)}")
             return 1
         for defect in wanted:
@@ -251,7 +360,7 @@ def main(names: list[str]) -> int:
                 survivors.append(defect)
                 continue
             file.write_text(text.replace(defect.right, defect.wrong))
-            failed = copy.failures()
+            failed = copy.failures(defect.cuda)
             file.write_text(text)
             verdict = "caught by " + ", ".join(failed) if failed else "SURVIVES"
             print(f"{defect.name}: {verdict}  ({time.monotonic() - start:.0f} s)", flush=True)

@@ -57,6 +57,10 @@ void each_kernel(const Problem& problem, Face face, DType dtype, const Visit& vi
       visit(*kernel);
 }
 
+// Small problems run in all manners, large ones in two dtypes, in two manners, each in another order
+// of turns: or this test would take minutes.
+bool large(const Problem& problem) { return problem.flops() > 2e4; }
+
 // A call's arrays: the operands, what the result holds before, and what after.
 template <class T>
 struct Arrays {
@@ -95,8 +99,8 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
   Array<T> sums = arrays.start;
   for (Array<T>* array : {&arrays.first, &arrays.second, &sums}) array->fill(random);
 
-  const int conjugations = Scalar<T>::parts == 2 ? 4 : 1;
-  for (int manner = 0; manner < 2 * conjugations; ++manner) {
+  const int manners = Scalar<T>::parts == 2 ? 8 : 2;
+  for (int manner = 0; manner < manners; manner += large(problem) ? manners - 1 : 1) {
     Call call{face, dtype, Place::cuda};
     call.accumulate = manner % 2 == 1;
     call.conjugate_first = manner / 2 % 2 == 1;
@@ -110,7 +114,7 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
     define<T>(problem, call);
     each_kernel(problem, face, dtype, [&](const Kernel& kernel) {
       compared.insert(kernel.name);
-      for (int turn = 0; turn < (manner < 2 ? 3 : 1); ++turn)
+      for (int turn = 0; turn < (manner < 2 && !large(problem) ? 3 : 1); ++turn)
         compare<T>(kernel, problem, call, arrays, turn, manner + turn);
     });
   }
@@ -120,19 +124,52 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
 
 TEST_CASE("every CUDA kernel equals the reference bit for bit") {
   constexpr double most_flops = 3e5;
+  int turn = 0;
   std::set<std::string> compared;
   for (const std::string& line : cases_of(UNSHARED_CASES)) {
     const Problem problem = parse_problem(line);
     if (problem.flops() > most_flops) continue;
-    for (int d = 0; d < dtype_count; ++d)
+    ++turn;
+    for (int d = 0; d < dtype_count; ++d) {
+      if (large(problem) && d != 0 && d != turn % dtype_count) continue;
       for (Face face : {Face::forward, Face::grad_input, Face::grad_weight})
         visit(static_cast<DType>(d), [&](auto type) {
           compare_all<typename decltype(type)::type>(problem, static_cast<DType>(d), face,
                                                      compared);
         });
+    }
   }
   for (const char* kernel : {"tile", "stream", "lanes", "reference"})
     CHECK_MESSAGE(compared.contains(kernel), std::string(kernel));
+}
+
+// --- what memory has to do
+TEST_CASE("tile and stream read each weight once, and all of every sector") {
+  const Problem problem = parse_problem("n8 a16>b32 i6x7 k3x3 x:nia y:nob w:oakb");
+  Array<float> x(problem.layout(Seat::x)), w(problem.layout(Seat::w)), y(problem.layout(Seat::y));
+  for (const Face face : {Face::forward, Face::grad_input, Face::grad_weight})
+    each_kernel(problem, face, DType::float32, [&](const Kernel& kernel) {
+      if (std::string(kernel.name) != "tile" && std::string(kernel.name) != "stream") return;
+      Call call{face, DType::float32, Place::cuda};
+      call.first = face == Face::grad_input ? y.data() : x.data();
+      call.second = face == Face::grad_weight ? y.data() : w.data();
+      call.result = (face == Face::forward ? y : face == Face::grad_input ? x : w).data();
+      emulator::Watch watch(problem, call, emulator::Order::random, emulator::Watch::Counting::on);
+      kernel.run(problem, call);
+      INFO(about(kernel, problem, call));
+      CHECK(watch.failure() == "");
+      const emulator::Counters counters = watch.counters();
+      if (face != Face::grad_weight) CHECK(counters.second.most == 1);
+      CHECK(counters.first.most <= 9);  // once per tap
+      CHECK(counters.second.moved_per_byte() == 1);
+      CHECK(counters.stores.moved_per_byte() == 1);
+      CHECK(counters.stores.most == 1);
+      const auto rounds = [](const emulator::Banks& banks) {
+        return static_cast<double>(banks.rounds) / static_cast<double>(banks.least);
+      };
+      CHECK(rounds(counters.shared_loads) < 1.1);  // 1: no bank conflict
+      CHECK(rounds(counters.shared_copies) < 1.25);
+    });
 }
 
 // --- offsets beyond 32 bits
