@@ -12,6 +12,7 @@
 #include "arrays.hpp"
 #include "cases.hpp"
 #include "emulator/thread.hpp"
+#include "unshared.hpp"
 
 using namespace unshared;
 
@@ -495,4 +496,22 @@ TEST_CASE("the emulated tensor core truncates, and rounds to TF32 away from zero
   CHECK(core.round(1 + 0x1.ffp-12f) == 1.0f);
   CHECK(std::isnan(core.round(NAN)));
   CHECK(core.round(INFINITY) == INFINITY);
+}
+
+TEST_CASE("tensor cores: taken where they are asked for, and where they pay") {
+  const auto chosen = [](const char* text, DType dtype, Precision precision) {
+    return explain(parse_problem(text), Face::forward, dtype, Place::cuda, precision).kernel;
+  };
+  constexpr const char* text = "n4 a16>b16 i5x5 k3x3";
+  CHECK(chosen(text, DType::float32, Precision::tf32) == "mma");
+  CHECK(chosen(text, DType::float32, Precision::tf32x3) == "mma");
+  CHECK(chosen(text, DType::float16, Precision::fast) == "mma");
+  CHECK(chosen(text, DType::bfloat16, Precision::fast) == "mma");
+  CHECK(chosen(text, DType::float32, Precision::ieee) != "mma");
+  CHECK(chosen(text, DType::bfloat16, Precision::ieee) != "mma");
+  CHECK(chosen(text, DType::float32, Precision::fast) != "mma");
+  CHECK(chosen(text, DType::float64, Precision::tf32) != "mma");
+  CHECK(chosen("n4 a16>b7 i5x5 k3x3", DType::bfloat16, Precision::fast) != "mma");
+  CHECK(chosen("n4 a7>b16 i5 k1", DType::bfloat16, Precision::fast) != "mma");
+  CHECK(chosen("n4 a8>b16 i40x40 k19x27", DType::bfloat16, Precision::fast) != "mma");
 }
