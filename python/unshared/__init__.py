@@ -338,7 +338,8 @@ def explain(face: str, *args: Any, place: str | None = None, **options: Any) -> 
     first, second, *rest = bound.arguments.values()
     if index == 0:
         rest.insert(0, None)  # forward needs no size
-    problem, *told = _core.explain(index, first, second, *rest, place)
+    rest.append(place)
+    problem, *told = _core.explain(index, first, second, *rest)
     return Explanation._make((problem, face, *told))
 
 
