@@ -75,7 +75,7 @@ template <class Product, Face face, class Tile>
 struct MmaKernel {
   using T = typename Product::Element;
   static constexpr int threads = 32 * Tile::warps;
-  static constexpr int blocks_per_processor = 4;
+  static constexpr int blocks_per_processor = Tile::rows * Tile::columns > 1024 ? 3 : 4;
   static constexpr int architecture = 80;
 
   Problem problem;

@@ -27,24 +27,24 @@ struct ShapeOf;
 template <>
 struct ShapeOf<TileKind::wide, 4> : TileShape<64, 64, 8, 8, 4> {};
 template <>
-struct ShapeOf<TileKind::flat, 4> : TileShape<16, 128, 4, 8, 5> {};
+struct ShapeOf<TileKind::flat, 4> : TileShape<16, 128, 4, 8, 4> {};
 template <>
-struct ShapeOf<TileKind::small, 4> : TileShape<32, 32, 4, 4, 8> {};
+struct ShapeOf<TileKind::small, 4> : TileShape<32, 32, 4, 4, 7> {};
 template <>
-struct ShapeOf<TileKind::stream8, 4> : TileShape<64, 8, 4, 4, 8> {};
+struct ShapeOf<TileKind::stream8, 4> : TileShape<64, 8, 4, 4, 7> {};
 template <>
-struct ShapeOf<TileKind::stream16, 4> : TileShape<64, 16, 4, 8, 7> {};
+struct ShapeOf<TileKind::stream16, 4> : TileShape<64, 16, 4, 8, 6> {};
 
 template <>
 struct ShapeOf<TileKind::wide, 8> : TileShape<64, 32, 8, 4, 4, 24> {};
 template <>
-struct ShapeOf<TileKind::flat, 8> : TileShape<16, 64, 4, 4, 4> {};
+struct ShapeOf<TileKind::flat, 8> : TileShape<16, 64, 4, 4, 3> {};
 template <>
-struct ShapeOf<TileKind::small, 8> : TileShape<32, 32, 4, 4, 5> {};
+struct ShapeOf<TileKind::small, 8> : TileShape<32, 32, 4, 4, 4> {};
 template <>
 struct ShapeOf<TileKind::stream8, 8> : TileShape<64, 8, 4, 4, 4> {};
 template <>
-struct ShapeOf<TileKind::stream16, 8> : TileShape<64, 16, 4, 4, 4> {};
+struct ShapeOf<TileKind::stream16, 8> : TileShape<64, 16, 4, 4, 3> {};
 
 template <>
 struct ShapeOf<TileKind::wide, 16> : TileShape<32, 32, 4, 4, 2, 18> {};
