@@ -11,6 +11,7 @@
 #include "../cuda/kernels.hpp"
 #include "arrays.hpp"
 #include "cases.hpp"
+#include "definition.hpp"
 #include "emulator/thread.hpp"
 #include "footprint.hpp"
 
@@ -27,17 +28,6 @@ const KernelTable& emulated() {
     return t;
   }();
   return table;
-}
-
-template <class T>
-void define(const Problem& problem, const Call& call) {
-  const auto operands = cuda::operands_of<T>(call);
-  const std::int64_t elements = problem.layout(result_of(call.face)).elements();
-  for (std::int64_t e = 0; e < elements; ++e) {
-    if (call.face == Face::forward) reference::forward(problem, operands, e);
-    if (call.face == Face::grad_input) reference::grad_input(problem, operands, e);
-    if (call.face == Face::grad_weight) reference::grad_weight(problem, operands, e);
-  }
 }
 
 std::string about(const Kernel& kernel, const Problem& problem, const Call& call) {

@@ -10,23 +10,13 @@
 #include "../cuda/lanes.hpp"
 #include "arrays.hpp"
 #include "cases.hpp"
+#include "definition.hpp"
 #include "emulator/thread.hpp"
 
 using namespace unshared;
 using cuda::LaneTile;
 
 namespace {
-
-template <class T, Face face>
-void define(const Problem& problem, const Call& call) {
-  const auto operands = cuda::operands_of<T>(call);
-  const std::int64_t elements = problem.layout(result_of(face)).elements();
-  for (std::int64_t e = 0; e < elements; ++e) {
-    if constexpr (face == Face::forward) reference::forward(problem, operands, e);
-    if constexpr (face == Face::grad_input) reference::grad_input(problem, operands, e);
-    if constexpr (face == Face::grad_weight) reference::grad_weight(problem, operands, e);
-  }
-}
 
 using emulator::Order;
 using emulator::Watch;
@@ -56,7 +46,7 @@ class Bench {
       call.conjugate_second = accumulate;
       Array<T> expected = accumulate ? sums_ : nothing_;
       call.result = expected.data();
-      define<T, face>(problem_, call);
+      define<T>(problem_, call);
       compare<LaneTile::few>(call, expected);
       compare<LaneTile::single>(call, expected);
       if constexpr (cuda::has_pairs<T>) compare<LaneTile::paired>(call, expected);
@@ -252,7 +242,7 @@ void compare_far(const Problem& problem) {
   call.first = first.data();
   call.second = second.data();
   call.result = expected.data();
-  define<float, face>(problem, call);
+  define<float>(problem, call);
   call.result = found.data();
   Watch watch(problem, call, Order::forward);
   cuda::launch_lanes<emulator::Emulator, float, face, tile>(problem, call);

@@ -11,6 +11,7 @@
 #include "../cuda/mma.hpp"
 #include "arrays.hpp"
 #include "cases.hpp"
+#include "definition.hpp"
 #include "emulator/thread.hpp"
 #include "unshared.hpp"
 
@@ -23,17 +24,6 @@ constexpr double most_flops = 2e4;
 
 Seat first_of(Face face) { return face == Face::grad_input ? Seat::y : Seat::x; }
 Seat second_of(Face face) { return face == Face::grad_weight ? Seat::y : Seat::w; }
-
-template <class T>
-void define(const Problem& problem, const Call& call) {
-  const auto operands = cuda::operands_of<T>(call);
-  const std::int64_t elements = problem.layout(result_of(call.face)).elements();
-  for (std::int64_t e = 0; e < elements; ++e) {
-    if (call.face == Face::forward) reference::forward(problem, operands, e);
-    if (call.face == Face::grad_input) reference::grad_input(problem, operands, e);
-    if (call.face == Face::grad_weight) reference::grad_weight(problem, operands, e);
-  }
-}
 
 // The operands and the result of a call.
 template <class T>

@@ -7,23 +7,13 @@
 
 #include "../cuda/tiling.hpp"
 #include "arrays.hpp"
+#include "definition.hpp"
 #include "emulator/thread.hpp"
 
 using namespace unshared;
 using cuda::TileKind;
 
 namespace {
-
-template <class T>
-void define(const Problem& problem, const Call& call) {
-  const auto operands = cuda::operands_of<T>(call);
-  const std::int64_t elements = problem.layout(result_of(call.face)).elements();
-  for (std::int64_t e = 0; e < elements; ++e) {
-    if (call.face == Face::forward) reference::forward(problem, operands, e);
-    if (call.face == Face::grad_input) reference::grad_input(problem, operands, e);
-    if (call.face == Face::grad_weight) reference::grad_weight(problem, operands, e);
-  }
-}
 
 template <class T, TileKind kind>
 void compare(const Problem& problem, Call call, const Array<T>& start, const Array<T>& expected) {
