@@ -27,7 +27,7 @@
 #include "../cuda/choice.hpp"
 #include "scalar.hpp"
 
-    using namespace unshared;
+using namespace unshared;
 using cuda::Family;
 
 namespace {
