@@ -10,7 +10,7 @@ PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find CMakeLists.txt pyproject.toml README.md LICENSE cmake cpp cuda python \
                         -type f -not -name '*.pyc')
-FORMATS  = $(shell find cpp cuda python tests bench examples -name '*.[ch]pp' -not -path '*/build/*')
+FORMATS  = $(shell find cpp cuda python tests bench examples -regex '.*\.\([ch]pp\|cu\)' -not -path '*/build/*')
 wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(lambda d, k: d[k], \
              sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))), sep="\n")' $(1))
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
