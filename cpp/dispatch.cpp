@@ -133,11 +133,12 @@ void run(const Problem& problem, const Call& call) {
 }
 
 void check_place(Face face, Place place) {
+  if (place == Place::cpu) return;  // and CUDA's driver is left asleep
   const CudaState state = cuda_state();
-  if (place == Place::cuda && !state.available)
-    throw Error(Error::Kind::unsupported, name_of(face),
-                argument_of(face, face == Face::grad_input ? Seat::y : Seat::x),
-                "arrays in CPU memory: " + std::string(state.sentence), "a CUDA array");
+  if (state.available) return;
+  throw Error(Error::Kind::unsupported, name_of(face),
+              argument_of(face, face == Face::grad_input ? Seat::y : Seat::x),
+              "arrays in CPU memory: " + std::string(state.sentence), "a CUDA array");
 }
 
 Explanation explain(const Problem& problem, Face face, DType dtype, Place place,
@@ -152,6 +153,8 @@ Explanation explain(const Problem& problem, Face face, DType dtype, Place place,
   return explanation;
 }
 
+bool cuda_available() { return cuda_state().available; }
+
 BuildInfo build_info() {
   BuildInfo info;
   info.version = UNSHARED_VERSION;
@@ -161,8 +164,7 @@ BuildInfo build_info() {
   }
   if (const Level* level = level_in_use()) info.level = level->name;
   info.openmp = built_with_openmp();
-  info.cuda_built = cuda_state().built;
-  info.cuda_available = cuda_state().available;
+  info.cuda_built = cuda_built();
   info.threads = default_threads();
   return info;
 }

@@ -41,11 +41,12 @@ UNSHARED_DECLARE_LEVEL(baseline);
 
 // The CUDA backend (cuda/). A build without CUDA has the table, too, so that it can be explained;
 // its kernels do nothing and are never run.
+bool cuda_built() noexcept;
 struct CudaState {
-  bool built, available;
+  bool available;
   const char* sentence;  // why not, if not
 };
-CudaState cuda_state() noexcept;
+CudaState cuda_state() noexcept;  // wakes the driver
 const KernelTable& cuda_table() noexcept;
 // Runs a kernel of the table on the call's device and stream. Throws Error if it was not launched.
 void cuda_run(const Kernel& kernel, const Problem& problem, const Call& call);

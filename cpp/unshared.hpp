@@ -65,9 +65,13 @@ struct BuildInfo {
   std::string version;
   std::vector<std::string> levels_built, levels_usable;
   std::string level;  // in use (UNSHARED_ISA caps it)
-  bool openmp = false, cuda_built = false, cuda_available = false;
+  bool openmp = false, cuda_built = false;
   int threads = 1;  // default number
 };
 UNSHARED_API BuildInfo build_info();
+
+// Whether there is a GPU for the kernels of this build. Wakes CUDA's driver, which nothing else does
+// before the first call on that place: a process may still fork.
+UNSHARED_API bool cuda_available();
 
 }  // namespace unshared

@@ -12,9 +12,9 @@ struct Nowhere {
 
 }  // namespace
 
-CudaState cuda_state() noexcept {
-  return {false, false, "this build of unshared has no CUDA kernels"};
-}
+bool cuda_built() noexcept { return false; }
+
+CudaState cuda_state() noexcept { return {false, "this build of unshared has no CUDA kernels"}; }
 
 const KernelTable& cuda_table() noexcept {
   static const KernelTable table = [] {

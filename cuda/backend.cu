@@ -24,10 +24,10 @@ CudaState find_state() noexcept {
   const cudaError_t error = cudaGetDeviceCount(&devices);
   if (error != cudaSuccess) cudaGetLastError();  // ours: leave no trace
   if (error == cudaErrorNoDevice || (error == cudaSuccess && devices == 0))
-    return {true, false, "this machine has no CUDA device"};
-  if (error != cudaSuccess) return {true, false, cudaGetErrorString(error)};
+    return {false, "this machine has no CUDA device"};
+  if (error != cudaSuccess) return {false, cudaGetErrorString(error)};
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
-  return {true, true, ""};
+  return {true, ""};
 }
 
 // Makes the call's device current and puts the caller's back.
@@ -100,10 +100,12 @@ void check_architecture(const Kernel& kernel, const Call& call) {
 }  // namespace
 }  // namespace cuda
 
+bool cuda_built() noexcept { return true; }
+
 CudaState cuda_state() noexcept {
   static const CudaState state = cuda::find_state();
   if (cuda::forked && state.available)
-    return {true, false, "CUDA does not work in a forked child of a process that used it"};
+    return {false, "CUDA does not work in a forked child of a process that used it"};
   return state;
 }
 

@@ -110,7 +110,6 @@ nb::dict build_info_dict() {
   d["isa"] = info.level;
   d["openmp"] = info.openmp;
   d["cuda_built"] = info.cuda_built;
-  d["cuda_available"] = info.cuda_available;
   d["threads"] = info.threads;
 #if defined(UNSHARED_XLA_API)
   d["xla_ffi"] = UNSHARED_XLA_API;
@@ -261,6 +260,8 @@ NB_MODULE(_core, m) {
       },
       nb::sig("def dtypes() -> tuple[str, ...]"), "The names of the dtypes there are kernels for.");
   m.def("build_info", build_info_dict, nb::sig("def build_info() -> dict[str, typing.Any]"));
+  m.def("cuda_available", &cuda_available, nb::sig("def cuda_available() -> bool"),
+        "Whether there is a GPU for the kernels of this build. Wakes CUDA's driver.");
 
   m.def(
       "measure_flops",

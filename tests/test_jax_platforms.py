@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from jax import export  # noqa: E402
 
 import unshared.jax as adapter  # noqa: E402
 
+INFO = _core.build_info()
 CASE = parse("n3 a4>b6 g2 i5x4 k2x3 s2x1 p1")
 LINES = [CASE, parse("n2 a3>b2 i7 k3 d2 e2 p1:2"), parse("n2 a1>b3 g1 i3x4x3 k2x2x1")]
 CHECKS = [export.DisabledSafetyCheck.custom_call(name) for name in adapter.TARGETS]
@@ -40,7 +42,7 @@ def lowered(function: Any, *arrays: Any, platform: str) -> str:
     "lowering for CUDA, by a build without CUDA kernels", "limit", note="by jax.lax"
 )
 def test_cuda_without_kernels(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unshared, "build_info", lambda: _core.build_info() | {"cuda_built": False})
+    monkeypatch.setattr(_core, "build_info", functools.partial(dict, INFO | {"cuda_built": False}))
     arrays = [np.ones(CASE.shape(seat), np.float32) for seat in OPERANDS[face]]
     text = lowered(lambda a, b: jaxes(face, CASE, a, b), *arrays, platform="cuda")
     assert "unshared_" not in text and "convolution" in text
@@ -51,7 +53,7 @@ def test_cuda_without_kernels(face: str, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_cuda_with_kernels(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lowering is that of the CPU: the same call, by the same name, of the same problem."""
-    monkeypatch.setattr(unshared, "build_info", lambda: _core.build_info() | {"cuda_built": True})
+    monkeypatch.setattr(_core, "build_info", functools.partial(dict, INFO | {"cuda_built": True}))
     case = CASE.with_(n=4)
     arrays = [np.ones(case.shape(seat), np.float32) for seat in OPERANDS[face]]
     text = lowered(lambda a, b: jaxes(face, case, a, b), *arrays, platform="cuda")
@@ -68,7 +70,7 @@ def test_precision_reaches_the_call_and_its_derivatives(
     face: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the program; on the CPU it changes nothing. Words are checked while tracing."""
-    monkeypatch.setattr(unshared, "build_info", lambda: _core.build_info() | {"cuda_built": True})
+    monkeypatch.setattr(_core, "build_info", functools.partial(dict, INFO | {"cuda_built": True}))
     arrays = [reals(np.random.default_rng(0), CASE.shape(s), FLOAT32) for s in OPERANDS[face]]
     for number, word in enumerate((None, "tf32", "3xtf32")):
 
@@ -225,7 +227,7 @@ def test_edited_module_cannot_leave_its_buffers() -> None:
 
 
 def test_polite_refusal_of_an_older_jaxlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unshared, "build_info", lambda: _core.build_info() | {"xla_ffi": "0.999"})
+    monkeypatch.setattr(_core, "build_info", functools.partial(dict, INFO | {"xla_ffi": "0.999"}))
     with pytest.raises(unshared.UnsupportedError, match=r"XLA FFI 0\.999 or newer"):
         adapter.register.__wrapped__()
 

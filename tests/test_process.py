@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import unshared
 from arrays import FLOAT32, FLOAT64, assert_same_bits, reals
 from cases import FACES, OPERANDS, RESULT, chain, library, parse
+from unshared import _core
 
 HERE = Path(__file__).parent
 
@@ -269,3 +271,39 @@ def test_memory_does_not_grow() -> None:
     calls(20_000)
     gc.collect()
     assert _resident() - before < 2**19, "80,000 calls grew by more than 6 bytes each"
+
+
+# --- CUDA's driver --------------------------------------------------------------------------------
+
+DRIVER = """
+import os, sys
+import numpy as np
+import unshared
+
+x, w = np.ones((2, 1, 4, 4), np.float32), np.ones((2, 2, 3, 1, 3, 3), np.float32)
+unshared.forward(x, w)
+unshared.explain("forward", x, w, place="cuda")
+before = os.path.exists(sys.argv[1])
+unshared.build_info()
+print(before, os.path.exists(sys.argv[1]))
+"""
+
+
+def test_cuda_driver_sleeps_until_it_is_asked_for(tmp_path: Path) -> None:
+    """A stand-in for the driver's library leaves a mark when it is loaded."""
+    if not _core.build_info()["cuda_built"]:
+        pytest.skip("this build has no CUDA kernels")
+    mark = tmp_path / "loaded"
+    source = (
+        "#include <stdio.h>\n"
+        "__attribute__((constructor)) static void leave_mark(void) {"
+        f' FILE* mark = fopen("{mark}", "w"); if (mark) fclose(mark); }}\n'
+    )
+    compiler = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(tmp_path / "libcuda.so.1")]
+    subprocess.run(compiler, input=source, text=True, check=True)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(mark)],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    assert ran.stdout.split() == ["False", "True"], ran.stderr

@@ -367,8 +367,13 @@ def build_info() -> BuildInfo:
         use (the environment variable UNSHARED_ISA caps it); openmp; cuda_built, cuda_available;
         threads, the default number; xla_ffi, the version of XLA's FFI that the handlers for JAX
         were built against, or None if there are none.
+
+    Notes
+    -----
+    To tell of cuda_available it wakes CUDA's driver, which importing unshared and calls on the CPU
+    never do: a process that only did those may still fork and use CUDA in its children.
     """
-    return cast(BuildInfo, _core.build_info())
+    return cast(BuildInfo, _core.build_info() | {"cuda_available": _core.cuda_available()})
 
 
 def cmake_dir() -> str:
@@ -378,4 +383,4 @@ def cmake_dir() -> str:
     return str(Path(_core.__file__).parent / "lib" / "cmake" / "unshared")
 
 
-__version__: str = build_info()["version"]
+__version__: str = _core.build_info()["version"]  # build_info() would wake CUDA's driver

@@ -42,7 +42,7 @@ TARGETS = tuple(f"unshared_{face}" for face in FACES)
 _SEATS = {"forward": "xwy", "grad_input": "ywx", "grad_weight": "xyw"}
 _FILLS = {seats[2]: face for face, seats in _SEATS.items()}
 
-if unshared.build_info()["xla_ffi"] is None:
+if _core.build_info()["xla_ffi"] is None:
     raise ImportError(
         "unshared.jax: this build of unshared has no handlers for JAX, because no jaxlib was found "
         "where it was built. Build it where there is one (pip install jaxlib, then pip install "
@@ -485,7 +485,7 @@ def register() -> None:
     UnsupportedError
         If this build is for a newer XLA than the jaxlib in this process has.
     """
-    built = unshared.build_info()["xla_ffi"]
+    built = _core.build_info()["xla_ffi"]
     header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     text = header.read_text() if header.exists() else ""  # if not: the oldest, to be safe
     found = dict(re.findall(r"define XLA_FFI_API_(MAJOR|MINOR) (\d+)", text))
@@ -511,7 +511,7 @@ def _lowered(face: str, context: Any, first: Any, second: Any, *, geometry: Geom
 
 
 def _lowered_cuda(face: str, context: Any, first: Any, second: Any, *, geometry: Geometry) -> Any:
-    if unshared.build_info()["cuda_built"]:
+    if _core.build_info()["cuda_built"]:
         return _lowered(face, context, first, second, geometry=geometry)
     return _lowered_elsewhere(face, context, first, second, geometry=geometry)
 
