@@ -17,6 +17,16 @@ UNSHARED_DEVICE V* displaced(V* p, auto offset) {
   return reinterpret_cast<V*>(reinterpret_cast<std::byte*>(p) + offset);
 }
 
+// Elements as the packs V that move together.
+template <class V, class T>
+UNSHARED_DEVICE const V* packed(const T* p) {
+  return reinterpret_cast<const V*>(p);
+}
+template <class V, class T>
+UNSHARED_DEVICE V* packed(T* p) {
+  return reinterpret_cast<V*>(p);
+}
+
 // As many sums, of as many cells that lie next to each other in memory.
 template <class T, int pack>
 struct PackedSum {

@@ -161,16 +161,14 @@ K gather_of(const Problem& p, const LaneOrder& order, const Call& call) {
   k.loop[k.summed_inside ? reaching_axes : 0] = {
       bytes_of<T>(forward ? p.x_channel_stride : p.y_channel_stride),
       bytes_of<T>(forward ? p.w_in_stride : p.w_out_stride)};
+  const Cell cell(p, face, 0);  // all cells have its steps
   for (int s = 0; s < p.axis_count; ++s) {
     if (order.slot(s) >= reaching_axes) continue;
     const Axis& a = p.axes[s];
-    const std::int64_t spacing = forward ? a.input_dilation : a.stride;
-    const std::int64_t common = greatest_divisor(spacing, a.dilation);
-    const std::int64_t taps = spacing / common, partners = a.dilation / common;
+    const std::int64_t taps = cell.tap_step[s], partners = cell.partner_step[s];
     k.loop[order.slot(s) + (k.summed_inside ? 0 : 1)] = {
         bytes_of<T>(partners * (forward ? a.x_stride : a.y_stride)),
-        bytes_of<T>(forward ? taps * a.w_tap_stride
-                            : partners * a.w_place_stride - taps * a.w_tap_stride)};
+        bytes_of<T>((forward ? 0 : partners * a.w_place_stride) + taps * a.w_tap_stride)};
   }
   return k;
 }

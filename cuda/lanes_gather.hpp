@@ -54,11 +54,6 @@ struct LanesGather {
 
  private:
   using Sums = Sum[rows][columns];
-  template <class P>
-  static UNSHARED_DEVICE auto packed(P* p) {
-    return reinterpret_cast<std::conditional_t<std::is_const_v<P>, const V, V>*>(p);
-  }
-
   template <class Thread>
   UNSHARED_DEVICE void compute(Thread& t, Index unit) const {
     const auto row = samples.take(unit);
@@ -81,7 +76,7 @@ struct LanesGather {
       if (s < reaching_axes) count[s] = reach.count;
     }
 
-    V* const to = displaced(displaced(packed(operands.result),
+    V* const to = displaced(displaced(packed<V>(operands.result),
                                       row.begin * result_sample + column.begin * result_channel),
                             result);
     const auto each = [&](auto f) {
@@ -95,8 +90,8 @@ struct LanesGather {
     if (operands.accumulate)
       each([&](int m, int v, V* at) { sum[m][v] = Sum::of(t.load_result(at)); });
     const At at{
-        displaced(displaced(packed(operands.first), row.begin * first_sample), first),
-        displaced(displaced(packed(operands.second), column.begin * second_channel), second)};
+        displaced(displaced(packed<V>(operands.first), row.begin * first_sample), first),
+        displaced(displaced(packed<V>(operands.second), column.begin * second_channel), second)};
     if (read_once)
       add<true>(t, sum, at, count);
     else

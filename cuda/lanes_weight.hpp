@@ -43,11 +43,6 @@ struct LanesWeight {
 
  private:
   using Sums = Sum[rows][columns];
-  template <class P>
-  static UNSHARED_DEVICE auto packed(P* p) {
-    return reinterpret_cast<std::conditional_t<std::is_const_v<P>, const V, V>*>(p);
-  }
-
   struct Row {
     Index a, k[reaching_axes];
   };
@@ -97,7 +92,7 @@ struct LanesWeight {
     }
 
     V* const to =
-        displaced(displaced(packed(operands.result), column.begin * result_channel), result);
+        displaced(displaced(packed<V>(operands.result), column.begin * result_channel), result);
     const auto each = [&](int m, const Row& r, auto f) {
       if (row + m >= all_rows) return;
       V* const place = displaced(to, weight_of(r));
@@ -119,7 +114,7 @@ struct LanesWeight {
     }
     if (inside != 0)
       add(t, sum, from,
-          displaced(displaced(packed(operands.second), column.begin * second_channel), second));
+          displaced(displaced(packed<V>(operands.second), column.begin * second_channel), second));
 
     r = row_at(row);
     UNSHARED_UNROLL(rows)
@@ -152,7 +147,7 @@ struct LanesWeight {
   template <class Thread>
   UNSHARED_DEVICE void add(Thread& t, Sums& sum, const Offset (&from)[rows],
                            const V* column) const {
-    const V* sample = packed(operands.first);
+    const V* sample = packed<V>(operands.first);
     UNSHARED_UNROLL(2)
     for (std::int64_t n = 0; n < samples; ++n) {
       const V* second[columns] = {column};

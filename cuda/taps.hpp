@@ -22,16 +22,13 @@ struct TapRule {
 };
 inline TapRule tap_rule(const Problem& p, Face face) {
   TapRule rule;
-  const bool by_input = face == Face::grad_input;
+  const Cell cell(p, face, 0);  // all cells have these steps
   std::int64_t cells = 1;
   for (int s = p.axis_count - 1; s >= 0; --s) {
-    const Axis& axis = p.axes[s];
     rule.after[s] = cells;
-    cells *= by_input ? axis.input : axis.output;
-    const std::int64_t rate = by_input ? axis.stride : axis.input_dilation;
-    const std::int64_t common = greatest_divisor(rate, axis.dilation);
-    rule.tap_step[s] = (by_input ? -rate : rate) / common;
-    rule.partner_step[s] = axis.dilation / common;
+    cells *= face == Face::grad_input ? p.axes[s].input : p.axes[s].output;
+    rule.tap_step[s] = cell.tap_step[s];
+    rule.partner_step[s] = cell.partner_step[s];
   }
   return rule;
 }

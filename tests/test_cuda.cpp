@@ -13,7 +13,7 @@
 #include "cases.hpp"
 #include "definition.hpp"
 #include "emulator/thread.hpp"
-#include "footprint.hpp"
+#include "sparse.hpp"
 
 using namespace unshared;
 
@@ -163,39 +163,6 @@ TEST_CASE("tile and stream read each weight once, and all of every sector") {
 }
 
 // --- offsets beyond 32 bits
-namespace {
-
-// An array whose elements lie far apart, in memory of which only what is touched is there.
-class Sparse {
- public:
-  explicit Sparse(const Layout& layout)
-      : layout_(layout),
-        extent_(bytes_of(nullptr, layout, sizeof(float))),
-        memory_(static_cast<std::size_t>(extent_.high - extent_.low)) {}
-  float* data() {
-    return reinterpret_cast<float*>(memory_.data() - static_cast<std::ptrdiff_t>(extent_.low));
-  }
-  // The elements in row-major order.
-  std::vector<float*> elements() {
-    std::vector<float*> all{data()};
-    for (int d = 0; d < layout_.rank; ++d) {
-      std::vector<float*> next;
-      for (float* at : all)
-        for (std::int64_t i = 0; i < layout_.shape[d]; ++i)
-          next.push_back(at + i * layout_.stride[d]);
-      all = next;
-    }
-    return all;
-  }
-
- private:
-  Layout layout_;
-  Bytes extent_;
-  emulator::Pages memory_;
-};
-
-}  // namespace
-
 TEST_CASE("CUDA kernels compute offsets in 64 bits") {
   // A stride that does not fit into 32 bits, and one that does, while its multiples do not.
   for (const std::int64_t far : {(std::int64_t{1} << 32) + 64, (std::int64_t{1} << 30) + 64})
@@ -212,15 +179,14 @@ TEST_CASE("CUDA kernels compute offsets in 64 bits") {
         Sparse first(problem.layout(face == Face::grad_input ? Seat::y : Seat::x)),
             second(problem.layout(face == Face::grad_weight ? Seat::y : Seat::w)),
             expected(problem.layout(result_of(face)));
-        float value = 0.5f;
-        for (Sparse* operand : {&first, &second})
-          for (float* at : operand->elements()) *at = value = 1 / (value + 1.25f);
+        first.fill();
+        second.fill();
         Call call{face, DType::float32, Place::cuda};
         call.first = first.data();
         call.second = second.data();
         call.result = expected.data();
         define<float>(problem, call);
-        const std::vector<float*> right = expected.elements();
+        const std::vector<float> right = expected.values();
         each_kernel(problem, face, call.dtype, [&](const Kernel& kernel) {
           Sparse found(problem.layout(result_of(face)));
           call.result = found.data();
@@ -228,9 +194,7 @@ TEST_CASE("CUDA kernels compute offsets in 64 bits") {
           kernel.run(problem, call);
           INFO(about(kernel, problem, call), ", stride ", which, " = ", *strides[which]);
           CHECK(watch.failure() == "");
-          const std::vector<float*> left = found.elements();
-          CHECK(std::equal(left.begin(), left.end(), right.begin(),
-                           [](const float* p, const float* q) { return *p == *q; }));
+          CHECK(found.values() == right);
         });
       }
 }

@@ -1,8 +1,8 @@
 // On a GPU: every kernel of the CUDA table equals the CPU bit for bit on all it can do, also where
 // another kernel would be chosen: all cases, dtypes, faces, accumulation and conjugation. Those of
 // the tensor cores do so on small integers.
-// Nothing outside the result is written. Without a GPU this says so and passes, unless
-// UNSHARED_REQUIRE_GPU=1. Memory comes from the driver itself, found at run time: no CUDA header.
+// Nothing outside the result is written. Without a GPU this says so and is skipped, or
+// fails if UNSHARED_REQUIRE_GPU=1. Memory comes from the driver itself, found at run time: no CUDA header.
 #include <dlfcn.h>
 #include <doctest/doctest.h>
 

@@ -2,7 +2,6 @@
 // all small cases and on others that only this kernel finds hard. Small problems would select the
 // small tile alone; here every tile gets every problem.
 #include <doctest/doctest.h>
-#include <sys/mman.h>
 
 #include <string>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "cases.hpp"
 #include "definition.hpp"
 #include "emulator/thread.hpp"
+#include "sparse.hpp"
 
 using namespace unshared;
 using cuda::LaneTile;
@@ -191,45 +191,6 @@ TEST_CASE("kernel lanes follows negative and zero strides") {
 }
 
 namespace {
-
-// Floats far apart, in memory that is mapped but hardly ever touched.
-class Sparse {
- public:
-  explicit Sparse(const Layout& layout) : bytes_(sizeof(float)) {
-    for (int d = 0; d < layout.rank; ++d)
-      bytes_ += static_cast<std::size_t>((layout.shape[d] - 1) * layout.stride[d]) * sizeof(float);
-    memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    REQUIRE(memory_ != MAP_FAILED);
-    for (std::int64_t e = 0; e < layout.elements(); ++e) {
-      std::int64_t rest = e, at = 0;
-      for (int d = layout.rank - 1; d >= 0; --d) {
-        at += rest % layout.shape[d] * layout.stride[d];
-        rest /= layout.shape[d];
-      }
-      offsets_.push_back(at);
-    }
-  }
-  ~Sparse() { munmap(memory_, bytes_); }
-  Sparse(const Sparse&) = delete;
-  Sparse& operator=(const Sparse&) = delete;
-
-  float* data() { return static_cast<float*>(memory_); }
-  void fill() {
-    for (std::size_t e = 0; e < offsets_.size(); ++e)
-      data()[offsets_[e]] = 1 + static_cast<float>(e * e % 61) / 7;
-  }
-  std::vector<float> values() {
-    std::vector<float> all;
-    for (const std::int64_t at : offsets_) all.push_back(data()[at]);
-    return all;
-  }
-
- private:
-  std::size_t bytes_;
-  void* memory_;
-  std::vector<std::int64_t> offsets_;
-};
 
 template <Face face, LaneTile tile>
 void compare_far(const Problem& problem) {
