@@ -2,11 +2,9 @@
 // (CMakeLists.txt), everything in it has internal linkage but the table, and no shared inline
 // function is left behind (tests/check_objects.py).
 #include "along.hpp"
-#include "forward.hpp"
-#include "grad_input.hpp"
+#include "gather.hpp"
 #include "grad_weight.hpp"
 #include "peak.hpp"
-#include "sweep.hpp"
 
 #define UNSHARED_JOIN(a, b) a##b
 #define UNSHARED_TABLE_OF(level) UNSHARED_JOIN(kernel_table_, level)
@@ -67,8 +65,6 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
                                                                                 : p.out_channels;
   const int64_t parts =
       greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::wide)), 1);
-  if constexpr (face == Face::forward) Walk<ForwardTiles<T>>{p, call, parts}.run();
-  if constexpr (face == Face::grad_input) Walk<GradInputTiles<T>>{p, call, parts}.run();
   if constexpr (face == Face::grad_weight) Walk<GradWeightTiles<T>>{p, call, parts}.run();
 }
 
@@ -77,18 +73,30 @@ struct Task {
   const Call& call;
 };
 
-// ---- wide weights, swept ----
+// ---- strips of cells ----
 
 template <class T, Face face>
-void run_sweep(const Problem& p, const Call& call) noexcept {
-  if constexpr (face != Face::grad_weight && Scalar<T>::parts == 1) {
-    const Task task{p, call};
+struct GatherTask {
+  const Problem& p;
+  const Call& call;
+  const typename Gather<T, face>::Plan plan;
+};
+
+template <class T, Face face>
+void run_gather(const Problem& p, const Call& call) noexcept {
+  if constexpr (face != Face::grad_weight) {
+    const GatherTask<T, face> task{p, call, Gather<T, face>::plan(p, call)};
     const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
-      const Task& t = *static_cast<const Task*>(context);
-      Sweep<T, face>(t.p, t.call).run(begin, end);
+      const auto& t = *static_cast<const GatherTask<T, face>*>(context);
+      Gather<T, face>(t.p, t.call, t.plan).run(begin, end);
     };
-    share(p, call, Sweep<T, face>::items(p, call), body, &task);
+    share(p, call, task.plan.items, body, &task);
   }
+}
+
+template <class T, Face face>
+constexpr const char* gather_declines(const Problem&) noexcept {
+  return face == Face::grad_weight ? "grad_weight writes the weights" : nullptr;
 }
 
 // ---- lanes along an axis ----
@@ -129,9 +137,9 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
   int at = 0;
 #if defined(UNSHARED_LANES)
   list[at++] = {"along", along_declines<T, face>, run_along<T, face>};
-  list[at++] = {"sweep", sweep_declines<T, face>, run_sweep<T, face>};
+  list[at++] = {"gather", gather_declines<T, face>, run_gather<T, face>};
 #endif
-  list[at++] = {"tiles", tiles_decline, run_tiles<T, face>};
+  if (face == Face::grad_weight) list[at++] = {"tiles", tiles_decline, run_tiles<T, face>};
   list[at++] = {"reference", accepts, Reference<T, face>::run};
 }
 

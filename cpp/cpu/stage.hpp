@@ -23,12 +23,36 @@ inline constexpr int64_t most_scratch = 192 * 1024;
 struct Box {
   struct Loop {
     int64_t count, memory, scratch;
+    bool operator==(const Loop&) const = default;
   };
   int depth = 0;
   Loop loop[max_axes + 3];
   int64_t lanes = 1, lane_memory = 1;
+  // Makes one of loops that are one in memory and in scratch.
+  UNSHARED_INLINE void merge() {
+    int kept = 0;
+    for (int d = 0; d < depth; ++d) {
+      Loop& last = loop[kept > 0 ? kept - 1 : 0];
+      if (kept > 0 && last.memory == loop[d].count * loop[d].memory &&
+          last.scratch == loop[d].count * loop[d].scratch)
+        last = {last.count * loop[d].count, loop[d].memory, loop[d].scratch};
+      else
+        loop[kept++] = loop[d];
+    }
+    depth = kept;
+    if (lanes == 1) lane_memory = 1;
+    while (lane_memory == 1 && depth > 0 && loop[depth - 1].memory == lanes &&
+           loop[depth - 1].scratch == lanes)
+      lanes *= loop[--depth].count;
+  }
+
   bool dense = false;  // rows of scratch are not whole vectors apart: no squares
 
+  UNSHARED_INLINE bool operator==(const Box& other) const {
+    bool same = depth == other.depth && lanes == other.lanes && lane_memory == other.lane_memory;
+    for (int d = 0; d < depth && same; ++d) same = loop[d] == other.loop[d];
+    return same;
+  }
   UNSHARED_INLINE void add(int64_t count, int64_t memory, int64_t scratch) {
     if (count != 1) loop[depth++] = {count, memory, scratch};
   }
@@ -109,24 +133,8 @@ struct Mover {
   static void move(Box box, Memory* memory, Scratch* scratch, int64_t ahead) {
     Box::Loop fast{1, 0, 0};
     bool squares = false;
-    // Loops that are one in memory and in scratch become one.
-    int depth = 0;
-    for (int d = 0; d < box.depth; ++d) {
-      Box::Loop& last = box.loop[depth > 0 ? depth - 1 : 0];
-      const Box::Loop& loop = box.loop[d];
-      if (depth > 0 && last.memory == loop.count * loop.memory &&
-          last.scratch == loop.count * loop.scratch)
-        last = {last.count * loop.count, loop.memory, loop.scratch};
-      else
-        box.loop[depth++] = loop;
-    }
-    box.depth = depth;
-    if (box.lanes == 1) box.lane_memory = 1;
-    if (box.lane_memory == 1) {
-      while (box.depth > 0 && box.loop[box.depth - 1].memory == box.lanes &&
-             box.loop[box.depth - 1].scratch == box.lanes)
-        box.lanes *= box.loop[--box.depth].count;
-    } else if (!box.dense) {
+    box.merge();
+    if (box.lane_memory != 1 && !box.dense) {
       for (int d = box.depth - 1; d >= 0 && !squares; --d)
         if (box.loop[d].memory == 1 && box.loop[d].count > 2) {
           squares = true;
@@ -176,6 +184,42 @@ UNSHARED_INLINE void stage(const Box& box, const T* memory, typename Scalar<T>::
 template <class T>
 UNSHARED_INLINE void unstage(const Box& box, T* memory, const typename Scalar<T>::Real* scratch) {
   Mover<T, false>::move(box, memory, scratch, 0);
+}
+
+// Where the lines of a box lie in memory, in bytes from its first element. Returns how many were
+// written, at most `most`.
+template <class T>
+int64_t lines_of(Box box, std::int32_t* lines, int64_t most) {
+  box.merge();
+  constexpr auto size = static_cast<int64_t>(sizeof(T));
+  Box::Loop loop[max_axes + 4];
+  int depth = 0;
+  int64_t run = 1;
+  const auto add = [&](int64_t count, int64_t stride) {
+    if (stride == 1)
+      run = count;
+    else if (count > 1)
+      loop[depth++] = {count, stride, 0};
+  };
+  for (int d = 0; d < box.depth; ++d) add(box.loop[d].count, box.loop[d].memory);
+  add(box.lanes, box.lane_memory);
+  int64_t at[max_axes + 4] = {}, offset = 0, count = 0;
+  for (;;) {
+    const int64_t last = offset * size + (run - 1) * size;
+    for (int64_t byte = offset * size;; byte = lesser(byte + 64, last)) {
+      if (count == most || byte > max_extent || byte < -max_extent) return count;
+      lines[count++] = static_cast<std::int32_t>(byte);
+      if (byte == last) break;
+    }
+    int d = depth - 1;
+    for (; d >= 0; --d) {
+      offset += loop[d].memory;
+      if (++at[d] < loop[d].count) break;
+      offset -= loop[d].count * loop[d].memory;
+      at[d] = 0;
+    }
+    if (d < 0) return count;
+  }
 }
 
 }  // namespace
