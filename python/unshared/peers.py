@@ -150,55 +150,98 @@ def numpy_windows(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Pe
     )
 
 
-def torch_unfold(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
-    """unfold + bmm; each gradient alone, by autograd, from a graph made before the clock starts."""
-    require(case, axes=2, symmetric=True)
-    s = Sizes(case)
-    require_room(s, x.itemsize)
-    torch = installed("torch")
-    torch.set_num_threads(threads)
-    narrow = len(s.k) == 1  # unfold knows images only: a line is an image one high
+def torch_patches(
+    name: str,
+    product: Callable[[ModuleType, Sizes, Any, Any], Any],
+    weight: Callable[[Array, Sizes], Array],
+    logical_weight: Callable[[Array, Sizes], Array],
+) -> Callable[[Case, Array, Array, Array, int], Peer]:
+    """A peer that unfolds patches (n, g, a K, places) and makes y (n, places, g, b) by `product`.
 
-    def both(name: str, idle: int) -> list[int]:
-        values = [v[0] if isinstance(v, tuple) else v for v in case.options[name]]
-        return [idle, *values] if narrow else values
+    Each gradient is taken alone, by autograd, from a graph made before the clock starts.
+    """
 
-    options = {
-        "kernel_size": (1, *s.k) if narrow else s.k,
-        "dilation": both("dilation", 1),
-        "padding": both("padding", 0),
-        "stride": both("stride", 1),
-    }
+    def make(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+        require(case, axes=2, symmetric=True)
+        s = Sizes(case)
+        require_room(s, x.itemsize)
+        torch = installed("torch")
+        torch.set_num_threads(threads)
+        narrow = len(s.k) == 1  # unfold knows images only: a line is an image one high
 
-    def layer(x: Any, w: Any) -> Any:
-        patches = torch.nn.functional.unfold(x.unsqueeze(2) if narrow else x, **options)
-        patches = patches.view(s.n, s.g, s.fused, s.places).permute(3, 1, 0, 2)
-        y = torch.bmm(patches.reshape(s.places * s.g, s.n, s.fused), w)
-        y = y.view(s.places, s.g, s.n, s.b).permute(2, 1, 3, 0)
-        return y.reshape(s.n, s.g * s.b, *s.o)
+        def both(name: str, idle: int) -> list[int]:
+            values = [v[0] if isinstance(v, tuple) else v for v in case.options[name]]
+            return [idle, *values] if narrow else values
 
-    tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
-    tw = torch.from_numpy(packed(w, s).reshape(s.places * s.g, s.fused, s.b))
-    leaf_x, leaf_w = tx.detach().requires_grad_(), tw.detach().requires_grad_()
-    y = layer(leaf_x, leaf_w)
+        options = {
+            "kernel_size": (1, *s.k) if narrow else s.k,
+            "dilation": both("dilation", 1),
+            "padding": both("padding", 0),
+            "stride": both("stride", 1),
+        }
 
-    def gradient(leaf: Any) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(y, leaf, tdy, retain_graph=True)[0]
+        def layer(x: Any, w: Any) -> Any:
+            patches = torch.nn.functional.unfold(x.unsqueeze(2) if narrow else x, **options)
+            y = product(torch, s, patches.view(s.n, s.g, s.fused, s.places), w)
+            return y.permute(0, 2, 3, 1).reshape(s.n, s.g * s.b, *s.o)
 
-    return Peer(
-        "torch unfold + bmm",
-        torch.__version__,
-        {
-            "forward": lambda: layer(tx, tw),
-            "grad_input": gradient(leaf_x),
-            "grad_weight": gradient(leaf_w),
-        },
-        {
-            "forward": lambda y: y.numpy(),
-            "grad_input": lambda dx: dx.numpy(),
-            "grad_weight": lambda dw: unpacked(dw, s),
-        },
-    )
+        tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
+        tw = torch.from_numpy(weight(w, s))
+        leaf_x, leaf_w = tx.detach().requires_grad_(), tw.detach().requires_grad_()
+        y = layer(leaf_x, leaf_w)
+
+        def gradient(leaf: Any) -> Callable[[], Any]:
+            return lambda: torch.autograd.grad(y, leaf, tdy, retain_graph=True)[0]
+
+        return Peer(
+            name,
+            torch.__version__,
+            {
+                "forward": lambda: layer(tx, tw),
+                "grad_input": gradient(leaf_x),
+                "grad_weight": gradient(leaf_w),
+            },
+            {
+                "forward": lambda y: y.numpy(),
+                "grad_input": lambda dx: dx.numpy(),
+                "grad_weight": lambda dw: logical_weight(dw.numpy(), s),
+            },
+        )
+
+    make.__name__ = name
+    return make
+
+
+def bmm(torch: ModuleType, s: Sizes, patches: Any, w: Any) -> Any:
+    """One matrix product for each place and group."""
+    patches = patches.permute(3, 1, 0, 2).reshape(s.places * s.g, s.n, s.fused)
+    y = torch.bmm(patches, w.view(s.places * s.g, s.fused, s.b))
+    return y.view(s.places, s.g, s.n, s.b).permute(2, 0, 1, 3)
+
+
+def einsum(torch: ModuleType, s: Sizes, patches: Any, w: Any) -> Any:
+    """The same, its order of work left to torch.einsum."""
+    return torch.einsum("ngkp,pgkb->npgb", patches, w)
+
+
+def grouped(torch: ModuleType, s: Sizes, patches: Any, w: Any) -> Any:
+    """Every place a group of its own, of a convolution whose kernel is as large as its input."""
+    patches = patches.permute(0, 3, 1, 2).reshape(s.n, s.places * s.g * s.a, *s.k)
+    conv = getattr(torch.nn.functional, f"conv{len(s.k)}d")
+    return conv(patches, w, groups=s.places * s.g).view(s.n, s.places, s.g, s.b)
+
+
+def as_filters(w: Array, s: Sizes) -> Array:
+    return np.ascontiguousarray(w.reshape(-1, s.a, *s.k))
+
+
+def from_filters(w: Array, s: Sizes) -> Array:
+    return w.reshape(*s.o, s.g * s.b, s.a, *s.k)
+
+
+torch_unfold = torch_patches("torch unfold + bmm", bmm, packed, unpacked)
+torch_einsum = torch_patches("torch unfold + einsum", einsum, packed, unpacked)
+torch_grouped = torch_patches("torch unfold + grouped conv", grouped, as_filters, from_filters)
 
 
 def torch_shared(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
@@ -285,6 +328,8 @@ def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
 PEERS: tuple[Callable[[Case, Array, Array, Array, int], Peer], ...] = (
     numpy_windows,
     torch_unfold,
+    torch_einsum,
+    torch_grouped,
     jax_local,
     torch_shared,
 )
