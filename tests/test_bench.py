@@ -325,7 +325,16 @@ def one_thread() -> Iterator[None]:
     ],
 )
 def test_peers_agree(make: Any, dtype: str, text: str, rng: np.random.Generator) -> None:
-    case = bench.Case(text)
+    check_agreement(make, dtype, bench.Case(text), rng)
+
+
+@pytest.mark.parametrize("text", ["n3 a2>b5 i7x6 k3x2 s2x1 p1:0x0:2", "n3 a4>b2 i9 k3 s2"])
+def test_keras_agrees(text: str, rng: np.random.Generator) -> None:
+    pytest.importorskip("tf_keras", reason="tf_keras and tensorflow are not installed")
+    check_agreement(peers.keras_local, "float32", bench.Case(text), rng)
+
+
+def check_agreement(make: Any, dtype: str, case: bench.Case, rng: np.random.Generator) -> None:
     for _, _, problem in case.variants():
         t = {}
         for seat in "xwy":

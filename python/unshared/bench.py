@@ -233,6 +233,9 @@ class Bench:
                 if dtype not in ("float32", "float64"):
                     raise peers.PeerError(f"not timed in {dtype}")
                 peer = make(case, t["x"], t["w"], t["y"], threads)
+            except peers.MissingError as reason:
+                self.note(f"Without {make.__name__}: {reason}.")
+                continue
             except peers.PeerError as reason:
                 self.note(f"Without {make.__name__} ({reason}):", case.text)
                 continue
@@ -278,7 +281,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         f"repeated ({', '.join(ORDERS)}; in a sweep {ORDERS[0]})")  # fmt: skip
     add("--threads", type=int, default=1, help="0: all this process may use (%(default)s)")
     add("--beside", type=int, default=0, metavar="N", help="with N busy processes as neighbours")
-    add("--peers", action="store_true", help="also what is installed of NumPy, PyTorch, JAX")
+    add("--peers", action="store_true", help="also what is installed of NumPy, PyTorch, JAX, Keras")
     add("--seconds", type=float, default=0.3, help="at least, for each row (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write every row, and what it was measured on")
     add("--plot", type=Path, metavar="FILE", help="draw the rows, a PNG")

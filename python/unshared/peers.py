@@ -1,4 +1,4 @@
-"""Peers: the same layer, put together from what NumPy, PyTorch and JAX have, for `bench --peers`.
+"""Peers: the same layer by NumPy, PyTorch, JAX and Keras, for `bench --peers`.
 
 Each peer gets the arrays of the benchmark, x and dy in the memory order of the row, and the weight
 in the order it likes best, copied there before the clock starts. It offers each face as a call
@@ -31,6 +31,10 @@ class PeerError(Exception):
     """Why a peer is left out of a case, in a few words."""
 
 
+class MissingError(PeerError):
+    """It is left out of every case."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """The three faces as calls, and how each result reads in the library's logical order."""
@@ -59,7 +63,7 @@ def installed(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise PeerError(f"{error.name or name} is not installed") from error
+        raise MissingError(f"{error.name or name} is not installed") from error
 
 
 def require_room(s: Sizes, itemsize: int) -> None:
@@ -92,6 +96,19 @@ def packed(w: Array, s: Sizes) -> Array:
 def unpacked(matrices: Any, s: Sizes) -> Array:
     w = np.asarray(matrices).reshape(s.places, s.g, s.fused, s.b).swapaxes(2, 3)
     return w.reshape(*s.o, s.g * s.b, s.a, *s.k)
+
+
+def channels_last(x: Array) -> bool:
+    return 0 <= x.strides[1] < x.strides[-1]
+
+
+def row_major(t: Array, last: bool) -> Array:
+    """For arrays that know no strides: in the order of memory, its channels last or first."""
+    return np.ascontiguousarray(np.moveaxis(t, 1, -1) if last else t)
+
+
+def logical(t: Any, last: bool) -> Array:
+    return np.moveaxis(np.asarray(t), -1, 1) if last else np.asarray(t)
 
 
 def numpy_windows(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
@@ -283,16 +300,10 @@ def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
     jax = installed("jax")
     if x.dtype == np.float64:
         jax.config.update("jax_enable_x64", True)
-    # JAX arrays are row-major: channels last or first is said by names of the axes.
-    last = 0 <= x.strides[1] < x.strides[-1]
+    # Channels last or first is said by names of the axes.
+    last = channels_last(x)
     names = "DHW"[-len(s.k) :]
     data = f"N{names}C" if last else f"NC{names}"
-
-    def stored(t: Array) -> Any:
-        return jax.numpy.asarray(np.ascontiguousarray(np.moveaxis(t, 1, -1) if last else t))
-
-    def logical(t: Any) -> Array:
-        return np.moveaxis(np.asarray(t), -1, 1) if last else np.asarray(t)
 
     def layer(x: Any, w: Any) -> Any:
         o = case.options
@@ -311,7 +322,7 @@ def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
         compiled = jax.jit(function)
         return lambda: jax.block_until_ready(compiled(*args))
 
-    jx, jdy = stored(x), stored(dy)
+    jx, jdy = (jax.numpy.asarray(row_major(t, last)) for t in (x, dy))
     jw = jax.numpy.asarray(packed(w, s).reshape(*s.o, s.fused, s.b))
     return Peer(
         "jax conv_general_dilated_local",
@@ -321,7 +332,77 @@ def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
             "grad_input": call(pull_x, jx, jw, jdy),
             "grad_weight": call(pull_w, jx, jw, jdy),
         },
-        {"forward": logical, "grad_input": logical, "grad_weight": lambda dw: unpacked(dw, s)},
+        {
+            "forward": lambda y: logical(y, last),
+            "grad_input": lambda dx: logical(dx, last),
+            "grad_weight": lambda dw: unpacked(dw, s),
+        },
+    )
+
+
+def keras_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+    """LocallyConnected1D or 2D in its default implementation, traced; padding is a layer ahead."""
+    require(case, axes=2)
+    s = Sizes(case)
+    if s.g != 1 or any(d != 1 for d in case.options["dilation"]):
+        raise PeerError("no groups or dilation")
+    if s.places > 1024:  # to trace these takes a minute
+        raise PeerError("too many places, each a slice in a graph")
+    require_room(s, x.itemsize)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    tf, keras = installed("tensorflow"), installed("tf_keras")
+    tf.get_logger().setLevel("ERROR")  # it takes the many cases for one function traced again
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    last, axes = channels_last(x), len(s.k)
+    tx, tdy = (tf.constant(row_major(t, last)) for t in (x, dy))
+    padding = [(0, 0), *case.options["padding"]]
+    padding.insert(len(padding) if last else 1, (0, 0))
+    local = getattr(keras.layers, f"LocallyConnected{axes}D")(
+        s.b,
+        s.k,
+        strides=case.options["stride"],
+        data_format="channels_last" if last else "channels_first",
+        use_bias=False,
+        dtype=x.dtype.name,
+    )
+
+    def layer(x: Any) -> Any:
+        return local(tf.pad(x, padding) if any(map(any, padding)) else x)
+
+    layer(tx)  # makes the weight: (places, patch, b), a patch in the order of x
+    fused = (axes + 1, 2 * axes + 1) if last else (axes + 1, axes + 1)  # of a, in w
+    matrices = np.moveaxis(w, *fused).reshape(s.places, s.b, s.fused).swapaxes(1, 2)
+    local.set_weights([matrices])
+
+    def logical_weight(dw: Any) -> Array:
+        patch = (*s.k, s.a) if last else (s.a, *s.k)
+        found = np.asarray(dw).swapaxes(1, 2).reshape(*s.o, s.b, *patch)
+        return np.moveaxis(found, *reversed(fused))
+
+    def pull(x: Any, of: Any, dy: Any) -> Any:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(of)
+            y = layer(x)
+        return tape.gradient(y, of, output_gradients=dy)
+
+    def call(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        traced = tf.function(function)
+        return lambda: traced(*args).numpy()
+
+    return Peer(
+        f"tf_keras LocallyConnected{axes}D",
+        f"{keras.__version__}, tensorflow {tf.__version__}",
+        {
+            "forward": call(layer, tx),
+            "grad_input": call(lambda x, dy: pull(x, x, dy), tx, tdy),
+            "grad_weight": call(lambda x, dy: pull(x, local.trainable_weights[0], dy), tx, tdy),
+        },
+        {
+            "forward": lambda y: logical(y, last),
+            "grad_input": lambda dx: logical(dx, last),
+            "grad_weight": logical_weight,
+        },
     )
 
 
@@ -331,5 +412,6 @@ PEERS: tuple[Callable[[Case, Array, Array, Array, int], Peer], ...] = (
     torch_einsum,
     torch_grouped,
     jax_local,
+    keras_local,
     torch_shared,
 )
