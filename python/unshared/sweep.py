@@ -167,13 +167,13 @@ def picture(
         every = sorted({row.size for row in rows if row.size is not None})
         ticks = [size for size in every if math.log2(size) % 1 == 0 or size == every[-1]]
         below.set_xticks(ticks, [str(size) for size in ticks])
-        below.set_ylim(bottom=0)
         below.axhline(1, color="black", linewidth=0.8)
         below.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         below.set_xlabel(name)
         for axes in (above, below):
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
+    fractions[0].set_ylim(0, 1.1 * max(row.fraction for row in rows))
     times[0].set_ylabel("ms, the median; shaded: fastest to upper quartile")
     fractions[0].set_ylabel("of the floor; red rings: cliffs")
     times[0].legend(fontsize=8)
