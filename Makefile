@@ -43,7 +43,7 @@ test: test-cpp test-python  ## all that must pass before a change is taken
 test-cpp: $(VENV)/tools doctest  ## build the C++ library and its tests, and run them
 	$(call cpp_tests,cpu)
 
-test-python: $(VENV)/installed $(VENV)/with-test frameworks  ## install the package and run its Python tests
+test-python: $(VENV)/installed $(VENV)/with-test $(VENV)/with-bench frameworks  ## install the package and run its Python tests
 	$(PY) -m pytest $(PYTEST)
 
 test-slow: $(VENV)/installed $(VENV)/with-test frameworks  ## the Python tests that take minutes

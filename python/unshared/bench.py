@@ -15,14 +15,16 @@ import math
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import unshared
-from unshared import _core, report
+from unshared import _core, report, sweep
 from unshared.report import FACES, Row
 
 Array = npt.NDArray[Any]
@@ -39,23 +41,29 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128"
 SEATS = {"forward": "yxw", "grad_input": "xyw", "grad_weight": "wxy"}  # result, operands
 LAYOUTS = {("nia", "nob"): "last", ("nai", "nbo"): "first"}  # where x and y have their channels
 ORDERS = ("oakb", "obka", "obak")
+NEIGHBOUR = """
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+print(flush=True)
+while True: pass
+"""  # ends with its standard input, that is, with us
 
 
 class Case:
     """A problem in text form; a memory order it leaves open is one that the benchmark varies."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, orders: Sequence[str] = ORDERS) -> None:
         text = text.partition("#")[0]
         self.problem = unshared.Problem(text)  # all checking is done there
-        orders = {word[0]: word[2:] for word in text.split() if word[1:2] == ":"}
+        self.held = held = {word[0]: word[2:] for word in text.split() if word[1:2] == ":"}
         self.text = " ".join(word for word in str(self.problem).split() if word[1] != ":")
-        if "[" in "".join(orders.values()) or self.text.startswith("m"):
+        if "[" in "".join(held.values()) or self.text.startswith("m"):
             raise ValueError("what can be timed has memory orders in letters and no mapped extent")
         if not self.problem.flops:
             raise ValueError("there is nothing to compute")
-        given = (orders.get("x", "nai"), orders.get("y", "nbo"))
-        self.layouts = [given] if orders.keys() & {"x", "y"} else list(LAYOUTS)
-        self.orders = [orders["w"]] if "w" in orders else list(ORDERS)
+        given = (held.get("x", "nai"), held.get("y", "nbo"))
+        self.layouts = [given] if held.keys() & {"x", "y"} else list(LAYOUTS)
+        self.orders = [held["w"]] if "w" in held else list(orders)
 
         parts = {word[0]: word[1:].split("x") for word in self.text.split()}
 
@@ -86,6 +94,49 @@ class Case:
         """What the function of that name takes ahead of its options."""
         sizes = {"grad_input": [self.problem.shape("x")[2:]], "grad_weight": [self.kernel]}
         return [*(t[seat] for seat in SEATS[face][1:]), *sizes.get(face, [])]
+
+
+class Point(NamedTuple):
+    """What is timed at a time; `size` is that of the dimension that is swept."""
+
+    case: Case
+    threads: int
+    size: int | None = None
+
+
+def swept(
+    case: Case, name: str, threads: int, orders: Sequence[str]
+) -> tuple[list[Point], list[int]]:
+    """The case at each size, channels last unless it says otherwise; sizes it cannot have."""
+    held = case.held if case.held.keys() & {"x", "y"} else {"x": "nia", "y": "nob", **case.held}
+    points, absent = [], []
+    for size in sweep.sizes(name, unshared.build_info()["threads"]):
+        words = [sweep.resized(case.text, name, size), *(f"{k}:{v}" for k, v in held.items())]
+        try:
+            now = Case(" ".join(words), orders)
+        except ValueError:
+            absent.append(size)
+        else:
+            points.append(Point(now, size if name == "threads" else threads, size))
+    return points, absent
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Processes that keep a CPU busy each, and end however this one does."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            child = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", NEIGHBOUR],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is ours to answer
+            )
+            stack.enter_context(child)  # waits
+            stack.callback(child.kill)
+            if child.stdout is None or not child.stdout.readline():  # a line when it has begun
+                raise RuntimeError("a busy neighbour could not be started")
+        yield
 
 
 def clock(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
@@ -120,28 +171,40 @@ def array(buffer: Array, problem: unshared.Problem, seat: str) -> Array:
 class Bench:
     """The ceilings of this machine, and what was measured under them."""
 
-    def __init__(self, threads: int, seconds: float, dtypes: Sequence[str]) -> None:
-        self.threads, self.seconds, self.dtypes = threads, seconds, dtypes
-        self.ceilings = self.measure_ceilings()
+    def __init__(self, threads: Sequence[int], seconds: float, dtypes: Sequence[str]) -> None:
+        self.seconds, self.dtypes = seconds, dtypes
+        self.ceilings = {count: self.measure_ceilings(count) for count in threads}
         self.versions = {"python": platform.python_version(), "numpy": np.__version__}
         self.versions["unshared"] = unshared.build_info()["version"]
         self.rows: list[Row] = []
         self.notes: dict[str, list[str]] = {}  # what to know, and the cases it is about
+        alone = _core.measure_flops(dtypes[0], 1)
+        for count, found in self.ceilings.items():
+            if count > 1 and found[dtypes[0]] < alone:
+                text = f"The peak of {count} threads came out below that of one: another program "
+                self.note(f"{text}holds the CPUs, and these fractions of a floor mean nothing.")
 
-    def measure_ceilings(self) -> dict[str, float]:
+    def measure_ceilings(self, threads: int) -> dict[str, float]:
         """Flop/s by dtype, and byte/s as `memory`."""
-        peaks = {dtype: _core.measure_flops(dtype, self.threads) for dtype in self.dtypes}
-        return {**peaks, "memory": _core.measure_bandwidth(self.threads)}
+        # On several threads one attempt may see a neighbour all along.
+        attempts = 3 if threads > 1 else 1
+        peaks = {
+            dtype: max(_core.measure_flops(dtype, threads) for _ in range(attempts))
+            for dtype in self.dtypes
+        }
+        return {**peaks, "memory": _core.measure_bandwidth(threads)}
 
-    def work(self, case: Case, dtype: str, flops: float, moved: float) -> dict[str, Any]:
+    def work(self, point: Point, dtype: str, flops: float, moved: float) -> dict[str, Any]:
         """What all rows of a case and dtype have in common."""
-        times = (flops / self.ceilings[dtype], "C"), (moved / self.ceilings["memory"], "M")
-        floor, binds = max(times)
-        size = {"flops": flops, "bytes": moved, "floor": floor, "binds": binds}
-        return {"case": case.text, "dtype": dtype, **size}
+        case, threads, size = point
+        ceilings = self.ceilings[threads]
+        floor, binds = max((flops / ceilings[dtype], "C"), (moved / ceilings["memory"], "M"))
+        given = {"case": case.text, "dtype": dtype, "threads": threads, "size": size}
+        return {**given, "flops": flops, "bytes": moved, "floor": floor, "binds": binds}
 
-    def run(self, case: Case, dtype: str, peers: bool) -> Iterator[None]:
+    def run(self, point: Point, dtype: str, peers: bool) -> Iterator[None]:
         """Add the rows of a case; yields after each memory order, for the progress bar."""
+        case = point.case
         sizes = {seat: math.prod(case.problem.shape(seat)) for seat in "xwy"}
         # Values do not matter to time, so a short random sequence may repeat.
         base = np.random.default_rng(0).standard_normal(1_000_003)
@@ -155,28 +218,35 @@ class Bench:
                 out = array(scratch, problem, SEATS[face][0])
                 operands, options = case.operands(face, t), {**case.options, "out": out}
                 said = unshared.explain(face, *operands, **options)
-                function = partial(getattr(unshared, face), num_threads=self.threads)
+                function = partial(getattr(unshared, face), num_threads=point.threads)
                 timed = clock(partial(function, *operands, **options), self.seconds)
-                work = self.work(case, dtype, said.flops, said.bytes)
+                work = self.work(point, dtype, said.flops, said.bytes)
                 row = Row(
                     face=face, layout=layout, order=order, kernel=said.kernel, **work, **timed
                 )
                 rows.append(row)
             if peers and all(row.layout != layout or row.who == "unshared" for row in rows):
-                rows += self.run_peers(case, dtype, layout, t)
+                rows += self.run_peers(point, dtype, layout, t)
             yield
         self.rows += sorted(rows, key=lambda r: (FACES.index(r.face), r.who != "unshared"))
 
-    def run_peers(self, case: Case, dtype: str, layout: str, t: dict[str, Array]) -> Iterator[Row]:
+    def run_peers(
+        self, point: Point, dtype: str, layout: str, t: dict[str, Array]
+    ) -> Iterator[Row]:
         """The peers in this order of x and y; the order of the weight is their own."""
         from unshared import peers
 
-        work = self.work(case, dtype, case.problem.flops, case.problem.bytes(dtype))
+        if dtype not in ("float32", "float64"):
+            self.note(f"Peers are not timed in {dtype}.")
+            return
+        case, threads, _ = point
+        work = self.work(point, dtype, case.problem.flops, case.problem.bytes(dtype))
         for make in peers.PEERS:
             try:
-                if dtype not in ("float32", "float64"):
-                    raise peers.PeerError(f"not timed in {dtype}")
-                peer = make(case, t["x"], t["w"], t["y"], self.threads)
+                peer = make(case, t["x"], t["w"], t["y"], threads)
+            except peers.MissingError as reason:
+                self.note(f"Without {make.__name__}: {reason}.")
+                continue
             except peers.PeerError as reason:
                 self.note(f"Without {make.__name__} ({reason}):", case.text)
                 continue
@@ -216,9 +286,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--case", action="append", default=[], metavar="TEXT", help=f"a problem, such as '{SEED}'; "
         "may be repeated; memory orders such as x:nia or w:oakb hold that one fixed")  # fmt: skip
     add("--suite", action="store_true", help="the shapes of real models in suite.txt")
+    add("--sweep", choices=list(sweep.SIZES), help="one case at many sizes: where are cliffs?")
     add("--dtype", action="append", choices=DTYPES, help="may be repeated (float32)")
+    add("--order", action="append", metavar="ORDER", help="of weights, such as bako; may be "
+        f"repeated ({', '.join(ORDERS)}; in a sweep {ORDERS[0]})")  # fmt: skip
     add("--threads", type=int, default=1, help="0: all this process may use (%(default)s)")
-    add("--peers", action="store_true", help="also what is installed of NumPy, PyTorch, JAX")
+    add("--beside", type=int, default=0, metavar="N", help="with N busy processes as neighbours")
+    add("--peers", action="store_true", help="also what is installed of NumPy, PyTorch, JAX, Keras")
     add("--seconds", type=float, default=0.3, help="at least, for each row (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write every row, and what it was measured on")
     add("--plot", type=Path, metavar="FILE", help="draw the rows, a PNG")
@@ -230,17 +304,48 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"{option} must name a file in an existing folder, not {path}")
     if args.plot is not None and args.plot.suffix != ".png":
         parser.error(f"--plot must name a .png file, not {args.plot}")
+    if not 0 <= args.beside <= 4096:
+        parser.error("--beside must be 0 to 4096")
+    for order in args.order or ():
+        if sorted(order) != sorted("oakb"):
+            parser.error(f"--order must have each of o, a, k and b once, unlike '{order}'")
+    if args.sweep and (args.suite or args.peers or len(args.case) > 1):
+        parser.error("--sweep takes one case, and neither --suite nor --peers")
     args.threads = args.threads or unshared.build_info()["threads"]
-    args.cases = []
+    cases = []
     for text in [*args.case, *(suite() if args.suite else [])] or [SEED]:
         try:
-            args.cases.append(Case(text))
+            cases.append(Case(text, args.order or ORDERS))
         except ValueError as error:
             parser.error(f"case '{text}': {error}")
+    args.base = cases[0].text
+    args.points, args.absent = [Point(case, args.threads) for case in cases], []
+    if args.sweep:
+        orders = args.order or ORDERS[:1]
+        args.points, args.absent = swept(cases[0], args.sweep, args.threads, orders)
+        if not args.points:
+            parser.error(f"no size of {args.sweep} suits '{cases[0].text}'")
     args.dtypes = list(dict.fromkeys(args.dtype or ["float32"]))
     if "bfloat16" in args.dtypes and importlib.util.find_spec("ml_dtypes") is None:
         parser.error("NumPy has bfloat16 only with the package ml_dtypes")
     return args
+
+
+def measure(bench: Bench, args: argparse.Namespace, console: Console) -> None:
+    """Time all that was asked for; a table as soon as a case is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    # Drawn between rows only: a thread that redraws would be timed along.
+    progress = Progress(*columns, console=console, transient=True, auto_refresh=False)
+    pairs = [(point, dtype) for point in args.points for dtype in args.dtypes]
+    task = progress.add_task("", total=sum(len(point.case.variants()) for point, _ in pairs))
+    with progress, neighbours(args.beside):
+        for point, dtype in pairs:
+            progress.update(task, description=point.case.text, refresh=True)
+            first = len(bench.rows)
+            for _ in bench.run(point, dtype, args.peers):
+                progress.update(task, advance=1, refresh=True)
+            if not args.sweep:
+                console.print(report.table_of(bench.rows[first:]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,32 +355,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     facts = report.machine()
     load = [os.getloadavg()[0]]
-    bench = Bench(args.threads, args.seconds, args.dtypes)
-    head = report.headline(facts, bench.versions["unshared"], args.threads, bench.ceilings)
+    counts = sorted({point.threads for point in args.points})
+    most = counts[-1]  # of threads: whose ceilings are shown
+    bench = Bench(counts, args.seconds, args.dtypes)
+    version = bench.versions["unshared"]
+    head = report.headline(facts, version, most, args.beside, bench.ceilings[most])
     print(head, f"Load average {load[0]:.2f}.", sep="\n", flush=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     interrupted = False
-    # Drawn between rows only: a thread that redraws would be timed along.
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
-        pairs = [(case, dtype) for case in args.cases for dtype in args.dtypes]
-        task = progress.add_task("", total=sum(len(case.variants()) for case, _ in pairs))
-        try:
-            for case, dtype in pairs:
-                progress.update(task, description=case.text, refresh=True)
-                first = len(bench.rows)
-                for _ in bench.run(case, dtype, args.peers):
-                    progress.update(task, advance=1, refresh=True)
-                console.print(report.table_of(bench.rows[first:]))
-        except KeyboardInterrupt:
-            interrupted = True
-            bench.note("Interrupted: the figures are of what was finished before.")
-    after = bench.measure_ceilings()
+    try:
+        measure(bench, args, console)
+    except KeyboardInterrupt:
+        interrupted = True
+        bench.note("Interrupted: the figures are of what was finished before.")
+    if args.absent:
+        bench.note(f"Sizes that the case cannot have: {', '.join(map(str, args.absent))}.")
+    after = bench.measure_ceilings(most)
     load.append(os.getloadavg()[0])
-    drift = max(abs(after[name] / rate - 1) for name, rate in bench.ceilings.items())
+    before = bench.ceilings[most]
+    drift = max(abs(after[name] / rate - 1) for name, rate in before.items())
     if drift > 0.1:
         bench.note(f"Not a quiet machine: afterwards its ceilings are {report.rates(after)}.")
     notes = [f"{text} {'; '.join(cases)}".strip() for text, cases in bench.notes.items()]
     print(*notes, f"Load average {load[1]:.2f}, of which this run is a part.", sep="\n")
+    steep = sweep.all_cliffs(bench.rows, args.sweep, facts["isa"]) if args.sweep else []
     if args.json:
         record = {
             "command": shlex.join(["python", "-m", "unshared", "bench", *argv]),
@@ -283,17 +385,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             "complete": not interrupted,
             "machine": facts,
             "versions": bench.versions,
-            "threads": args.threads,
-            "ceilings": {"before": bench.ceilings, "after": after},
+            "threads": most,
+            "busy_neighbours": args.beside,
+            "ceilings": {"before": before, "after": after},
             "load_average": {"before": load[0], "after": load[1]},
             "notes": notes,
             "rows": [{**asdict(row), "fraction": row.fraction} for row in bench.rows],
         }
+        if args.sweep:
+            record["sweep"] = args.sweep
+            record["cliffs"] = [asdict(row) for row in steep]
+        if len(counts) > 1:
+            record["ceilings_by_threads"] = bench.ceilings
         args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"All rows: {args.json}")
     if bench.rows and args.plot:
-        report.picture(bench.rows, head).savefig(args.plot)
+        drawn = (
+            sweep.picture(args.base, bench.rows, args.sweep, steep, head)
+            if args.sweep
+            else report.picture(bench.rows, head)
+        )
+        drawn.savefig(args.plot)
         print(f"The picture: {args.plot}")
-    if bench.rows:
-        print(report.closing(bench.rows))
+    shown = (
+        (*sweep.table_of(args.base, bench.rows, args.sweep, steep), *sweep.closing(steep))
+        if args.sweep
+        else (*report.closing(bench.rows), *report.closing_peers(bench.rows))
+    )
+    for block in shown:
+        console.print(block, soft_wrap=isinstance(block, str))
     return 130 if interrupted else 0

@@ -1,4 +1,4 @@
-"""Peers: the same layer, put together from what NumPy, PyTorch and JAX have, for `bench --peers`.
+"""Peers: the same layer by NumPy, PyTorch, JAX and Keras, for `bench --peers`.
 
 Each peer gets the arrays of the benchmark, x and dy in the memory order of the row, and the weight
 in the order it likes best, copied there before the clock starts. It offers each face as a call
@@ -31,6 +31,10 @@ class PeerError(Exception):
     """Why a peer is left out of a case, in a few words."""
 
 
+class MissingError(PeerError):
+    """It is left out of every case."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """The three faces as calls, and how each result reads in the library's logical order."""
@@ -59,7 +63,7 @@ def installed(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise PeerError(f"{error.name or name} is not installed") from error
+        raise MissingError(f"{error.name or name} is not installed") from error
 
 
 def require_room(s: Sizes, itemsize: int) -> None:
@@ -92,6 +96,19 @@ def packed(w: Array, s: Sizes) -> Array:
 def unpacked(matrices: Any, s: Sizes) -> Array:
     w = np.asarray(matrices).reshape(s.places, s.g, s.fused, s.b).swapaxes(2, 3)
     return w.reshape(*s.o, s.g * s.b, s.a, *s.k)
+
+
+def channels_last(x: Array) -> bool:
+    return 0 <= x.strides[1] < x.strides[-1]
+
+
+def row_major(t: Array, last: bool) -> Array:
+    """For arrays that know no strides: in the order of memory, its channels last or first."""
+    return np.ascontiguousarray(np.moveaxis(t, 1, -1) if last else t)
+
+
+def logical(t: Any, last: bool) -> Array:
+    return np.moveaxis(np.asarray(t), -1, 1) if last else np.asarray(t)
 
 
 def numpy_windows(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
@@ -150,55 +167,98 @@ def numpy_windows(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Pe
     )
 
 
-def torch_unfold(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
-    """unfold + bmm; each gradient alone, by autograd, from a graph made before the clock starts."""
-    require(case, axes=2, symmetric=True)
-    s = Sizes(case)
-    require_room(s, x.itemsize)
-    torch = installed("torch")
-    torch.set_num_threads(threads)
-    narrow = len(s.k) == 1  # unfold knows images only: a line is an image one high
+def torch_patches(
+    name: str,
+    product: Callable[[ModuleType, Sizes, Any, Any], Any],
+    weight: Callable[[Array, Sizes], Array],
+    logical_weight: Callable[[Array, Sizes], Array],
+) -> Callable[[Case, Array, Array, Array, int], Peer]:
+    """A peer that unfolds patches (n, g, a K, places) and makes y (n, places, g, b) by `product`.
 
-    def both(name: str, idle: int) -> list[int]:
-        values = [v[0] if isinstance(v, tuple) else v for v in case.options[name]]
-        return [idle, *values] if narrow else values
+    Each gradient is taken alone, by autograd, from a graph made before the clock starts.
+    """
 
-    options = {
-        "kernel_size": (1, *s.k) if narrow else s.k,
-        "dilation": both("dilation", 1),
-        "padding": both("padding", 0),
-        "stride": both("stride", 1),
-    }
+    def make(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+        require(case, axes=2, symmetric=True)
+        s = Sizes(case)
+        require_room(s, x.itemsize)
+        torch = installed("torch")
+        torch.set_num_threads(threads)
+        narrow = len(s.k) == 1  # unfold knows images only: a line is an image one high
 
-    def layer(x: Any, w: Any) -> Any:
-        patches = torch.nn.functional.unfold(x.unsqueeze(2) if narrow else x, **options)
-        patches = patches.view(s.n, s.g, s.fused, s.places).permute(3, 1, 0, 2)
-        y = torch.bmm(patches.reshape(s.places * s.g, s.n, s.fused), w)
-        y = y.view(s.places, s.g, s.n, s.b).permute(2, 1, 3, 0)
-        return y.reshape(s.n, s.g * s.b, *s.o)
+        def both(name: str, idle: int) -> list[int]:
+            values = [v[0] if isinstance(v, tuple) else v for v in case.options[name]]
+            return [idle, *values] if narrow else values
 
-    tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
-    tw = torch.from_numpy(packed(w, s).reshape(s.places * s.g, s.fused, s.b))
-    leaf_x, leaf_w = tx.detach().requires_grad_(), tw.detach().requires_grad_()
-    y = layer(leaf_x, leaf_w)
+        options = {
+            "kernel_size": (1, *s.k) if narrow else s.k,
+            "dilation": both("dilation", 1),
+            "padding": both("padding", 0),
+            "stride": both("stride", 1),
+        }
 
-    def gradient(leaf: Any) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(y, leaf, tdy, retain_graph=True)[0]
+        def layer(x: Any, w: Any) -> Any:
+            patches = torch.nn.functional.unfold(x.unsqueeze(2) if narrow else x, **options)
+            y = product(torch, s, patches.view(s.n, s.g, s.fused, s.places), w)
+            return y.permute(0, 2, 3, 1).reshape(s.n, s.g * s.b, *s.o)
 
-    return Peer(
-        "torch unfold + bmm",
-        torch.__version__,
-        {
-            "forward": lambda: layer(tx, tw),
-            "grad_input": gradient(leaf_x),
-            "grad_weight": gradient(leaf_w),
-        },
-        {
-            "forward": lambda y: y.numpy(),
-            "grad_input": lambda dx: dx.numpy(),
-            "grad_weight": lambda dw: unpacked(dw, s),
-        },
-    )
+        tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
+        tw = torch.from_numpy(weight(w, s))
+        leaf_x, leaf_w = tx.detach().requires_grad_(), tw.detach().requires_grad_()
+        y = layer(leaf_x, leaf_w)
+
+        def gradient(leaf: Any) -> Callable[[], Any]:
+            return lambda: torch.autograd.grad(y, leaf, tdy, retain_graph=True)[0]
+
+        return Peer(
+            name,
+            torch.__version__,
+            {
+                "forward": lambda: layer(tx, tw),
+                "grad_input": gradient(leaf_x),
+                "grad_weight": gradient(leaf_w),
+            },
+            {
+                "forward": lambda y: y.numpy(),
+                "grad_input": lambda dx: dx.numpy(),
+                "grad_weight": lambda dw: logical_weight(dw.numpy(), s),
+            },
+        )
+
+    make.__name__ = name
+    return make
+
+
+def bmm(torch: ModuleType, s: Sizes, patches: Any, w: Any) -> Any:
+    """One matrix product for each place and group."""
+    patches = patches.permute(3, 1, 0, 2).reshape(s.places * s.g, s.n, s.fused)
+    y = torch.bmm(patches, w.view(s.places * s.g, s.fused, s.b))
+    return y.view(s.places, s.g, s.n, s.b).permute(2, 0, 1, 3)
+
+
+def einsum(torch: ModuleType, s: Sizes, patches: Any, w: Any) -> Any:
+    """The same, its order of work left to torch.einsum."""
+    return torch.einsum("ngkp,pgkb->npgb", patches, w)
+
+
+def grouped(torch: ModuleType, s: Sizes, patches: Any, w: Any) -> Any:
+    """Every place a group of its own, of a convolution whose kernel is as large as its input."""
+    patches = patches.permute(0, 3, 1, 2).reshape(s.n, s.places * s.g * s.a, *s.k)
+    conv = getattr(torch.nn.functional, f"conv{len(s.k)}d")
+    return conv(patches, w, groups=s.places * s.g).view(s.n, s.places, s.g, s.b)
+
+
+def as_filters(w: Array, s: Sizes) -> Array:
+    return np.ascontiguousarray(w.reshape(-1, s.a, *s.k))
+
+
+def from_filters(w: Array, s: Sizes) -> Array:
+    return w.reshape(*s.o, s.g * s.b, s.a, *s.k)
+
+
+torch_unfold = torch_patches("torch unfold + bmm", bmm, packed, unpacked)
+torch_einsum = torch_patches("torch unfold + einsum", einsum, packed, unpacked)
+torch_grouped = torch_patches("torch unfold + grouped conv", grouped, as_filters, from_filters)
 
 
 def torch_shared(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
@@ -240,16 +300,10 @@ def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
     jax = installed("jax")
     if x.dtype == np.float64:
         jax.config.update("jax_enable_x64", True)
-    # JAX arrays are row-major: channels last or first is said by names of the axes.
-    last = 0 <= x.strides[1] < x.strides[-1]
+    # Channels last or first is said by names of the axes.
+    last = channels_last(x)
     names = "DHW"[-len(s.k) :]
     data = f"N{names}C" if last else f"NC{names}"
-
-    def stored(t: Array) -> Any:
-        return jax.numpy.asarray(np.ascontiguousarray(np.moveaxis(t, 1, -1) if last else t))
-
-    def logical(t: Any) -> Array:
-        return np.moveaxis(np.asarray(t), -1, 1) if last else np.asarray(t)
 
     def layer(x: Any, w: Any) -> Any:
         o = case.options
@@ -268,7 +322,7 @@ def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
         compiled = jax.jit(function)
         return lambda: jax.block_until_ready(compiled(*args))
 
-    jx, jdy = stored(x), stored(dy)
+    jx, jdy = (jax.numpy.asarray(row_major(t, last)) for t in (x, dy))
     jw = jax.numpy.asarray(packed(w, s).reshape(*s.o, s.fused, s.b))
     return Peer(
         "jax conv_general_dilated_local",
@@ -278,13 +332,86 @@ def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
             "grad_input": call(pull_x, jx, jw, jdy),
             "grad_weight": call(pull_w, jx, jw, jdy),
         },
-        {"forward": logical, "grad_input": logical, "grad_weight": lambda dw: unpacked(dw, s)},
+        {
+            "forward": lambda y: logical(y, last),
+            "grad_input": lambda dx: logical(dx, last),
+            "grad_weight": lambda dw: unpacked(dw, s),
+        },
+    )
+
+
+def keras_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+    """LocallyConnected1D or 2D in its default implementation, traced; padding is a layer ahead."""
+    require(case, axes=2)
+    s = Sizes(case)
+    if s.g != 1 or any(d != 1 for d in case.options["dilation"]):
+        raise PeerError("no groups or dilation")
+    if s.places > 1024:  # to trace these takes a minute
+        raise PeerError("too many places, each a slice in a graph")
+    require_room(s, x.itemsize)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    tf, keras = installed("tensorflow"), installed("tf_keras")
+    tf.get_logger().setLevel("ERROR")  # it takes the many cases for one function traced again
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    last, axes = channels_last(x), len(s.k)
+    tx, tdy = (tf.constant(row_major(t, last)) for t in (x, dy))
+    padding = [(0, 0), *case.options["padding"]]
+    padding.insert(len(padding) if last else 1, (0, 0))
+    local = getattr(keras.layers, f"LocallyConnected{axes}D")(
+        s.b,
+        s.k,
+        strides=case.options["stride"],
+        data_format="channels_last" if last else "channels_first",
+        use_bias=False,
+        dtype=x.dtype.name,
+    )
+
+    def layer(x: Any) -> Any:
+        return local(tf.pad(x, padding) if any(map(any, padding)) else x)
+
+    layer(tx)  # makes the weight: (places, patch, b), a patch in the order of x
+    fused = (axes + 1, 2 * axes + 1) if last else (axes + 1, axes + 1)  # of a, in w
+    matrices = np.moveaxis(w, *fused).reshape(s.places, s.b, s.fused).swapaxes(1, 2)
+    local.set_weights([matrices])
+
+    def logical_weight(dw: Any) -> Array:
+        patch = (*s.k, s.a) if last else (s.a, *s.k)
+        found = np.asarray(dw).swapaxes(1, 2).reshape(*s.o, s.b, *patch)
+        return np.moveaxis(found, *reversed(fused))
+
+    def pull(x: Any, of: Any, dy: Any) -> Any:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(of)
+            y = layer(x)
+        return tape.gradient(y, of, output_gradients=dy)
+
+    def call(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        traced = tf.function(function)
+        return lambda: traced(*args).numpy()
+
+    return Peer(
+        f"tf_keras LocallyConnected{axes}D",
+        f"{keras.__version__}, tensorflow {tf.__version__}",
+        {
+            "forward": call(layer, tx),
+            "grad_input": call(lambda x, dy: pull(x, x, dy), tx, tdy),
+            "grad_weight": call(lambda x, dy: pull(x, local.trainable_weights[0], dy), tx, tdy),
+        },
+        {
+            "forward": lambda y: logical(y, last),
+            "grad_input": lambda dx: logical(dx, last),
+            "grad_weight": logical_weight,
+        },
     )
 
 
 PEERS: tuple[Callable[[Case, Array, Array, Array, int], Peer], ...] = (
     numpy_windows,
     torch_unfold,
+    torch_einsum,
+    torch_grouped,
     jax_local,
+    keras_local,
     torch_shared,
 )

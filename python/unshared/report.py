@@ -1,4 +1,4 @@
-"""What `bench` reports: the row, the table, the closing line, the picture, the machine.
+"""What `bench` reports: the row, the table, the closing tables, the picture, the machine.
 
 Nothing is timed here, and every figure shown is a field of a `Row`, so that the JSON file, which
 holds all rows, and the picture cannot tell another story than the table.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ FACES = ("forward", "grad_input", "grad_weight")
 SHADES = {"last": ("#08519c", "#3182bd", "#9ecae1"), "first": ("#a63603", "#e6550d", "#fdae6b")}
 OTHER = ("#3f3f3f", "#7f7f7f", "#bfbfbf")
 LONG = {"last": "channels last", "first": "channels first"}
-COLOURS = ("#006d2c", "#7a0177", "#b8860b", "#9a9a9a")  # of the peers
+COLOURS = ("#006d2c", "#7a0177", "#b8860b", "#008b8b", "#8b4513", "#9a9a9a")  # of the peers
+SHORT = 2e-4  # seconds: with a floor below it, the call and the caches are timed, not a kernel
+BAR = 0.65  # of the floor: the rows under it are counted
 
 
 @dataclass
@@ -52,6 +55,8 @@ class Row:
     kernel: str = ""  # of ours
     shared: bool = False  # a convolution: another function, so the floor is not its own
     differs: float | None = None  # a peer's result from ours, relative to the largest element
+    threads: int = 1
+    size: int | None = None  # of the dimension that is swept, in a sweep
 
     @property
     def fraction(self) -> float:
@@ -64,7 +69,7 @@ def human(seconds: float) -> str:
         if seconds >= size or unit == "us":
             break
     value = seconds / size
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
 
 
 def rates(ceilings: dict[str, float]) -> str:
@@ -74,9 +79,17 @@ def rates(ceilings: dict[str, float]) -> str:
     )
 
 
-def headline(facts: dict[str, Any], version: str, threads: int, ceilings: dict[str, float]) -> str:
+def plural(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' if count != 1 else ''}"
+
+
+def headline(
+    facts: dict[str, Any], version: str, threads: int, beside: int, ceilings: dict[str, float]
+) -> str:
     on = f"{facts['cpu']}, {facts['cpus_usable']} CPUs, {facts['isa']}"
-    count = f"{threads} thread{'s' if threads > 1 else ''}"
+    count = plural(threads, "thread")
+    if beside:
+        count += f" beside {plural(beside, 'busy neighbour')}"
     return f"{on}; unshared {version}, {count}; ceilings: {rates(ceilings)}"
 
 
@@ -125,18 +138,95 @@ def table_of(rows: Sequence[Row]) -> Table:
     return table
 
 
-def closing(rows: Sequence[Row]) -> str:
-    """The geometric mean of the fraction of the floor, by face and layout."""
-    ours = [row for row in rows if row.who == "unshared"]
-    means = []
-    for face in dict.fromkeys(row.face for row in ours):
-        by_layout: dict[str, list[float]] = {}
-        for row in ours:
-            if row.face == face:
-                by_layout.setdefault(row.layout, []).append(math.log(row.fraction))
-        parts = [f"{name} {math.exp(sum(v) / len(v)):.1%}" for name, v in by_layout.items()]
-        means.append(f"{face} " + " ".join(parts))
-    return "Of the floor, geometric mean: " + ", ".join(means)
+def mean(values: Iterable[float]) -> float:
+    """Geometric: of ratios."""
+    return math.exp(fmean(map(math.log, values)))
+
+
+def cells(rows: Sequence[Row], layouts: Sequence[str]) -> Iterator[str]:
+    """The mean fraction in each layout, and how many are low."""
+    for layout in layouts:
+        fractions = [row.fraction for row in rows if row.layout == layout]
+        yield f"{mean(fractions):.1%}" if fractions else ""
+    yield f"{sum(row.fraction < BAR for row in rows)} of {len(rows)}"
+
+
+def closing(rows: Sequence[Row]) -> Iterator[Table | str]:
+    """For each dtype, the mean fraction of the floor by face, layout and weight order."""
+    for dtype in dict.fromkeys(row.dtype for row in rows):
+        ours = [row for row in rows if row.who == "unshared" and row.dtype == dtype]
+        counted = [row for row in ours if row.floor >= SHORT]
+        short = {(row.case, row.threads) for row in ours if row.floor < SHORT}
+        title = f"{dtype}, of the floor, geometric mean"
+        if short:
+            title += f"; without {plural(len(short), 'case')} whose floor is under {human(SHORT)}"
+        if not counted:
+            yield f"{title}: nothing is left"
+            continue
+        yield title
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        layouts = list(dict.fromkeys(row.layout for row in counted))
+        for name in ("", *layouts, f"under {BAR:.0%}"):
+            table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        table.add_column("worst")
+
+        for face in FACES:
+            found = [row for row in counted if row.face == face]
+            if not found:
+                continue
+            worst = min(found, key=lambda row: row.fraction)
+            where = f"{worst.fraction:.1%} {worst.case} {worst.layout} {worst.order}"
+            table.add_row(face, *cells(found, layouts), where)
+            orders = list(dict.fromkeys(row.order for row in found))
+            for order in orders if len(orders) > 1 else ():
+                of_order = [row for row in found if row.order == order]
+                table.add_row(f"  {order}", *cells(of_order, layouts))
+        yield table
+
+
+def against(rows: Sequence[Row]) -> list[tuple[Row, dict[bool, float]]]:
+    """Each row of ours that has peers, and how many times as long they take in the same layout:
+    under False the best that computes the same, under True a convolution with shared weights."""
+
+    def place(row: Row) -> tuple[str, ...]:
+        return row.case, row.dtype, row.face, row.layout
+
+    others: dict[tuple[str, ...], dict[bool, float]] = {}
+    for row in rows:
+        if row.who != "unshared":
+            best = others.setdefault(place(row), {})
+            best[row.shared] = min(row.median, best.get(row.shared, math.inf))
+    return [
+        (row, {kind: time / row.median for kind, time in others[place(row)].items()})
+        for row in rows
+        if row.who == "unshared" and place(row) in others
+    ]
+
+
+def closing_peers(rows: Sequence[Row]) -> Iterator[Table | str]:
+    """For each dtype, the mean time of peers over ours; where a shared convolution is faster."""
+    pairs = against(rows)
+    for dtype in dict.fromkeys(row.dtype for row, _ in pairs):
+        yield f"{dtype}, time of others / ours, geometric mean"
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("", *FACES):
+            table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        for kind, name in ((False, "the best peer"), (True, "conv, shared weights")):
+            texts = []
+            for face in FACES:
+                found = (p for p in pairs if p[0].dtype == dtype and p[0].face == face)
+                ratios = [ratios[kind] for _, ratios in found if kind in ratios]
+                texts.append(f"{mean(ratios):.2f} ({plural(len(ratios), 'row')})" if ratios else "")
+            table.add_row(name, *texts)
+        yield table
+        slower: dict[str, list[str]] = {}
+        for row, ratios_of in pairs:
+            if row.dtype == dtype and row.binds == "C" and ratios_of.get(True, 1) < 1:
+                places = slower.setdefault(f"{row.face} {row.case}", [])
+                places.append(f"{row.layout} {row.order} {ratios_of[True]:.2f}")
+        if slower:
+            yield "Slower than with shared weights, although computing binds:"
+            yield from (f"  {name}: {', '.join(places)}" for name, places in slower.items())
 
 
 def machine() -> dict[str, Any]:
@@ -243,7 +333,7 @@ def picture(rows: Sequence[Row], caption: str) -> Figure:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("of the floor; it is made by C computing, M memory", fontsize=8)
 
-    palette = {row.who: COLOURS[-1 if row.shared else peers.index(row.who) % 3] for row in others}
+    palette = {row.who: COLOURS[-1 if row.shared else peers.index(row.who) % 5] for row in others}
     for column, face in enumerate(faces if peers else ()):
         groups = {}
         for case, found in cases.items():
