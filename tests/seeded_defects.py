@@ -123,8 +123,8 @@ DEFECTS = [
     ),
     Defect(
         "lanes that see padding not masked",
-        "cpp/cpu/along.hpp",
-        "tile.span = span_;",
+        "cpp/cpu/along_gather.hpp",
+        "if (!this->whole_) t.mask = this->mask_;",
         "",
     ),
     Defect(
