@@ -1,5 +1,5 @@
-// Kernel "along", one block: a strip of cells along the lanes' axis at one place of all others (or a
-// company of groups of such), the taps it has, and which of its lanes see each.
+// Kernel "along", one block: a strip of cells along the lanes' axis at one place of all others, or
+// a company of such; the taps it has, and which of its lanes see each.
 #pragma once
 
 #include "along_plan.hpp"
@@ -25,7 +25,7 @@ class AlongBlock {
   static constexpr bool by_input = face == Face::grad_input;
   // Whether scratch holds what memory does, so that operands can be read in place.
   static constexpr bool plain = sizeof(T) == sizeof(Real);
-  static constexpr int64_t ahead = 1024 / sizeof(T);  // is fetched while computing
+  static constexpr int64_t ahead = 2048 / sizeof(T);  // is fetched while computing
   static constexpr int64_t stage_reals = along_bytes / sizeof(Real),
                            panel_reals = along_bytes / sizeof(Real),
                            sum_reals = along_sum_bytes / sizeof(Real);
@@ -121,6 +121,41 @@ class AlongBlock {
     return plan_.inner == 1 ? cell * along_.w_place_stride
                             : cell / plan_.inner * along_.w_place_stride;
   }
+  // Loops over weights and the strides they get in scratch: there loops are nested as they are in
+  // memory, so that what is contiguous there is moved as one. Innermost are rows of `row` lanes.
+  struct Layout {
+    struct Loop {
+      int64_t count, memory, scratch;
+      int what;  // whose it is
+    };
+    int depth = 0;
+    Loop loop[max_axes + 3];
+
+    UNSHARED_INLINE void add(int64_t count, int64_t memory, int what) {
+      int at = depth++;
+      for (; at > 0 && size_of(loop[at - 1].memory) < size_of(memory); --at)
+        loop[at] = loop[at - 1];
+      loop[at] = {count, memory, 0, what};
+    }
+    // Returns the size of all.
+    UNSHARED_INLINE int64_t nest(int64_t row) {
+      for (int d = depth - 1; d >= 0; --d) {
+        loop[d].scratch = row;
+        row *= loop[d].count;
+      }
+      return row;
+    }
+    UNSHARED_INLINE int64_t stride(int what) const {
+      for (int d = 0; d < depth; ++d)
+        if (loop[d].what == what) return loop[d].scratch;
+      return 0;
+    }
+
+   private:
+    static UNSHARED_INLINE int64_t size_of(int64_t stride) { return stride < 0 ? -stride : stride; }
+  };
+  static constexpr int of_members = -1, of_columns = -2, of_channels = -3;  // or a loop's number
+
   // How far it is from those of the vector at l to the next one's, if they are read in place.
   UNSHARED_INLINE int64_t w_next(int64_t l) const {
     const bool ends = plan_.inner != 1 && (l + L::count) % plan_.inner == 0;
@@ -185,7 +220,6 @@ class AlongBlock {
     row_ = padded(lanes_);
     if (border_) row_ += L::count;  // what is staged from the middle of a vector on ends beyond
   }
-
 };
 
 }  // namespace

@@ -18,14 +18,15 @@ namespace {
 template <class T, Face face>
 class AlongGather : public AlongBlock<T, face> {
   using Base = AlongBlock<T, face>;
-  using typename Base::L;
-  using typename Base::Mask;
-  using typename Base::Real;
-  using typename Base::Span;
   using Base::accumulate_, Base::ahead, Base::along_, Base::at_, Base::axis_, Base::begin_,
       Base::border_, Base::by_input, Base::in_place_, Base::lanes_, Base::members_, Base::p,
       Base::padded, Base::panel_reals, Base::partner_, Base::partners_, Base::plain, Base::plan_,
       Base::row_, Base::stage_reals, Base::sum_reals, Base::tap_, Base::taps_;
+  using typename Base::L;
+  using typename Base::Layout;
+  using typename Base::Mask;
+  using typename Base::Real;
+  using typename Base::Span;
 
  public:
   UNSHARED_INLINE AlongGather(const Problem& problem, const Call& call) : Base(problem, call) {
@@ -60,12 +61,13 @@ class AlongGather : public AlongBlock<T, face> {
     }
   };
   // A part of the chain: a box of its loops, with scratch laid out for it. The small tensor stands
-  // there as [loops but the lanes' own][window], w as [members][columns][steps][lanes].
+  // there as [loops but the lanes' own][window].
   struct Pass {
     Loops loops;
     int64_t first_tap = 0, taps = 1;  // along the lanes' axis
-    int64_t small[max_axes + 1], w[max_axes + 1];  // strides in scratch
-    int64_t small_size = 0, w_size = 0, steps = 0;
+    int64_t small[max_axes + 1];  // strides in scratch
+    int64_t small_size = 0, steps = 0;
+    Layout w;
   };
 
   void gather() {
@@ -85,10 +87,10 @@ class AlongGather : public AlongBlock<T, face> {
       const int64_t stride = by_input ? axis.y_stride : axis.x_stride;
       result += (s == axis_ ? begin_ : at_[s]) * (by_input ? axis.x_stride : axis.y_stride);
       if (s == axis_) {
-        loops.loop[loops.depth++] = {taps_, along_.dilation * stride,
-                                     by_input ? this->w_along(along_.dilation) - axis.w_tap_stride
-                                              : axis.w_tap_stride,
-                                     true};
+        loops.loop[loops.depth++] = {
+            taps_, along_.dilation * stride,
+            by_input ? this->w_along(along_.dilation) - axis.w_tap_stride : axis.w_tap_stride,
+            true};
         small_ += partner_ * stride;
         w_ += this->w_along(by_input ? partner_ : begin_) + tap_ * axis.w_tap_stride;
         continue;
@@ -164,7 +166,7 @@ class AlongGather : public AlongBlock<T, face> {
       if (!(prepared_ && single_)) {
         pass_.loops = loops;
         for (int d = 0; d <= cut; ++d) pass_.loops.loop[d].count = d < cut ? 1 : run;
-        lay_out();
+        lay_out(single ? members_ : 1, width);
         if (!small_here_ && pass_.small_size > stage_reals && most > 1) {
           most = most / 2;
           continue;
@@ -182,7 +184,7 @@ class AlongGather : public AlongBlock<T, face> {
         }
         if (!single) {
           pass_.loops.loop[cut].count = lesser(run, loops.loop[cut].count - begin[cut]);
-          lay_out();
+          lay_out(1, width);
         }
         pass_.first_tap = first_tap;
         pass(small_ + s, w_ + w, member, width, count, from_zero);
@@ -198,21 +200,24 @@ class AlongGather : public AlongBlock<T, face> {
     }
   }
 
-  UNSHARED_INLINE void lay_out() {
+  UNSHARED_INLINE void lay_out(int64_t members, int64_t width) {
     Pass& o = pass_;
     o.taps = 1;
     for (int d = 0; d < o.loops.depth; ++d)
       if (o.loops.loop[d].along) o.taps = o.loops.loop[d].count;
     o.small_size = padded((o.taps - 1) * along_.dilation + row_);
-    o.w_size = row_;
+    o.w.depth = 0;
+    if (plan_.company_axis >= 0)
+      o.w.add(members, p.axes[plan_.company_axis].w_place_stride, Base::of_members);
+    o.w.add(width, g.w_column, Base::of_columns);
     for (int d = o.loops.depth - 1; d >= 0; --d) {
       const Loop& loop = o.loops.loop[d];
       o.small[d] = loop.along ? along_.dilation : o.small_size;
       if (!loop.along) o.small_size *= loop.count;
-      o.w[d] = o.w_size;
-      o.w_size *= loop.count;
+      o.w.add(loop.count, loop.w, d);
     }
-    o.steps = o.w_size / row_;
+    o.w.nest(row_);
+    o.steps = o.loops.steps();
   }
 
   UNSHARED_INLINE void pass(const T* small, const T* w, int64_t member, int64_t width,
@@ -223,16 +228,13 @@ class AlongGather : public AlongBlock<T, face> {
     if (!(prepared_ && single_)) {
       prepared_ = true;
       tabulate();
-      if (!w_here_) {
-        const int64_t members = single_ ? members_ : 1;
-        stage_weights(w + (single_ ? 0 : member) * w_member, w_member, members, width);
-      }
+      if (!w_here_) stage_weights(w + (single_ ? 0 : member) * w_member);
     }
     AlongTile<Real> tile{};
     b_ = w_here_   ? reinterpret_cast<const Real*>(w + member * w_member)
-         : single_ ? panel_ + member * width * pass_.w_size
+         : single_ ? panel_ + member * pass_.w.stride(Base::of_members)
                    : panel_;
-    tile.b_column = w_here_ ? g.w_column : pass_.w_size;
+    tile.b_column = w_here_ ? g.w_column : pass_.w.stride(Base::of_columns);
     tile.b_fetch = w_here_ ? ahead : 0;
     tile.c_row = c_row_;
     tile.c_column = c_column_;
@@ -273,12 +275,13 @@ class AlongGather : public AlongBlock<T, face> {
   // the last tap of every channel.
   UNSHARED_INLINE void tabulate() {
     const Loops& loops = pass_.loops;
-    int64_t at[max_axes + 1] = {};
+    int64_t at[max_axes + 1] = {}, w[max_axes + 1];
+    for (int d = 0; d < loops.depth; ++d) w[d] = w_here_ ? loops.loop[d].w : pass_.w.stride(d);
     for (int64_t t = 0; t < pass_.steps; ++t) {
       int64_t s = 0, v = 0, tap = pass_.first_tap;
       for (int d = 0; d < loops.depth; ++d) {
         s += at[d] * (small_here_ ? loops.loop[d].small : pass_.small[d]);
-        v += at[d] * (w_here_ ? loops.loop[d].w : pass_.w[d]);
+        v += at[d] * w[d];
         if (loops.loop[d].along) tap += at[d];
       }
       a_step_[t] = s;
@@ -293,33 +296,42 @@ class AlongGather : public AlongBlock<T, face> {
       fetch_[f] = a_step_[by_input ? (taps - 1) * channels + f : f * taps + taps - 1] + ahead;
   }
 
-  // A tile for every vector of the strip, for a few samples after the other.
+  // A tile for every vector of the strip and a few samples after the other. A long strip is run
+  // through for each few samples, as it lies in memory; of a short one each vector for all samples,
+  // since what a vector sees is then found but once, unless that would have samples collide.
   UNSHARED_INLINE void strip(AlongTile<Real>& t, int64_t count, int64_t width) {
     const int64_t columns = along_width(width), fetches = t.fetches;
-    const int64_t most = lesser(along_rows(static_cast<int>(columns)), rows_at_once(count));
+    const Heights heights(count,
+                          lesser(along_rows(static_cast<int>(columns)), rows_at_once(count)));
+    const bool apart = lanes_ <= short_strip * L::count && rows_at_once(count) >= count;
+    const int64_t run = apart ? L::count : lanes_;
     const Real* a = t.a;
+    const Real* b = b_;
     Real* c = t.c;
-    const Heights heights(count, most);
-    int64_t row = 0;
-    for (int64_t tile = 0; tile < heights.tiles; ++tile) {
-      const int64_t height = heights.of(tile);
-      const Real* b = b_;
-      for (int64_t l = 0; l < lanes_; l += L::count) {
-        see(t, l);
-        t.a = a + row * t.a_row + l;
-        t.b = b;
-        t.c = c + row * t.c_row + l;
-        t.fetches = fetches;
-        for (int64_t v = 0, some; v < width; v += some) {
-          some = lesser(columns, width - v);
-          run_tile(t, height, some);
-          t.b += some * t.b_column;
-          t.c += some * t.c_column;
-          t.fetches = 0;
+    for (int64_t begin = 0; begin < lanes_; begin += run) {
+      const Real* next = b;
+      int64_t row = 0;
+      for (int64_t tile = 0; tile < heights.tiles; ++tile) {
+        const int64_t height = heights.of(tile);
+        next = b;
+        for (int64_t l = begin; l < lesser(begin + run, lanes_); l += L::count) {
+          if (!apart || tile == 0) see(t, l);
+          t.a = a + row * t.a_row + l;
+          t.b = next;
+          t.c = c + row * t.c_row + l;
+          t.fetches = fetches;
+          for (int64_t v = 0, some; v < width; v += some) {
+            some = lesser(columns, width - v);
+            run_tile(t, height, some);
+            t.b += some * t.b_column;
+            t.c += some * t.c_column;
+            t.fetches = 0;
+          }
+          next += w_here_ ? this->w_next(l) : L::count;
         }
-        b += w_here_ ? this->w_next(l) : L::count;
+        row += height;
       }
-      row += height;
+      b = next;
     }
   }
   // The steps of the vector at l: those that any of its lanes takes part in.
@@ -328,6 +340,7 @@ class AlongGather : public AlongBlock<T, face> {
     t.steps = pass_.steps;
     t.a_step = a_step_;
     t.b_step = b_step_;
+    t.tap = tap_of_;
     if (this->sees_all(l)) return;
     t.steps = 0;
     for (int64_t s = 0; s < pass_.steps; ++s) {
@@ -352,25 +365,22 @@ class AlongGather : public AlongBlock<T, face> {
     return greater(2, 12 / greater(lines, 1));
   }
 
-  UNSHARED_INLINE void stage_weights(const T* w, int64_t w_member, int64_t members, int64_t width) {
-    const Loops& loops = pass_.loops;
+  UNSHARED_INLINE void stage_weights(const T* w) {
     // The weights of taps in padding lie in memory, too; but places beyond the last do not.
     const bool apart = border_ && by_input;
     for (int64_t q = 0; q < (apart ? pass_.taps : 1); ++q) {
       Box in;
-      in.add(members, w_member, width * pass_.w_size);
-      in.add(width, g.w_column, pass_.w_size);
       const T* from = w;
       Real* to = panel_;
       Span lanes{0, lanes_};
-      for (int d = 0; d < loops.depth; ++d) {
-        const Loop& loop = loops.loop[d];
-        if (apart && loop.along) {
+      for (int d = 0; d < pass_.w.depth; ++d) {
+        const auto& loop = pass_.w.loop[d];
+        if (apart && loop.what >= 0 && pass_.loops.loop[loop.what].along) {
           lanes = this->span_of(pass_.first_tap + q);
-          from += q * loop.w + this->w_along(lanes.first);
-          to += q * pass_.w[d] + lanes.first;
+          from += q * loop.memory + this->w_along(lanes.first);
+          to += q * loop.scratch + lanes.first;
         } else {
-          in.add(loop.count, loop.w, pass_.w[d]);
+          in.add(loop.count, loop.memory, loop.scratch);
         }
       }
       if (lanes.last <= lanes.first) continue;
@@ -389,6 +399,7 @@ class AlongGather : public AlongBlock<T, face> {
     last_w_ = w_;
   }
 
+  static constexpr int64_t short_strip = 4;  // vectors
   static constexpr int64_t few_reals = 16 * 1024 / sizeof(Real);  // a part of the first cache
 
   // What the two faces call differently.

@@ -35,7 +35,8 @@ struct AlongPlan {
   int axis = -1;  // of p: lanes run along it
   // Weights of cell j along it: inner of them w_inner apart, then on by its w_place_stride.
   int64_t inner = 1, w_inner = 0;
-  int64_t phases = 1, x_offset = 0, w_offset = 0;  // of the pixels along it, and where this one begins
+  // Phases of the pixels along it, and where the one that was entered begins.
+  int64_t phases = 1, x_offset = 0, w_offset = 0;
   int company_axis = -1;  // of groups
   int64_t company = 1, companies = 1;
   int64_t strips = 1;  // of cells along the axis

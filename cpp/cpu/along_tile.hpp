@@ -20,7 +20,7 @@ namespace {
 // Rows of a tile by its columns: what the registers have room for, one vector of the rows' operand
 // and one of each column's besides the sums.
 inline constexpr int along_columns = 4;
-inline constexpr int along_rows_of[] = {0, 8, vector_registers == 16 ? 5 : 8,
+inline constexpr int along_rows_of[] = {0, 9, vector_registers == 16 ? 5 : 8,
                                         vector_registers == 16 ? 3 : 6,
                                         vector_registers == 16 ? 2 : 5};
 constexpr int along_rows(int columns) { return along_rows_of[columns]; }
@@ -55,8 +55,10 @@ struct AlongTile {
   const Mask* mask;  // lanes that take part in tap number tap[step]; nullptr: all in every step
   const std::int16_t* tap;
   int last;  // masked: lanes of c
-  const int64_t* fetch;  // from a: what following tiles will read, to be fetched for every row
-  int64_t fetches, b_fetch, c_fetch;  // from each step's b, and from c: the same; c_fetch 0: nothing
+  // What following tiles will read and write, seen from a (of every row), from each step's b, and
+  // from c; c_fetch 0: nothing.
+  const int64_t* fetch;
+  int64_t fetches, b_fetch, c_fetch;
 };
 
 template <class Real, int V, int M, bool masked>
@@ -64,9 +66,9 @@ void along_tile(const AlongTile<Real>& t) {
   using L = Lanes<Real>;
   typename L::Vector sum[M][V];
   for (int64_t f = 0; f < t.fetches; ++f)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) __builtin_prefetch(t.a + t.fetch[f] + m * t.a_row, 0, 2);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -82,9 +84,9 @@ void along_tile(const AlongTile<Real>& t) {
     const auto mask = masked ? t.mask[t.tap[s]] : typename L::Mask{};
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
-      w[v] = masked ? L::load_where(mask, column + v * t.b_column)
-                    : L::load(column + v * t.b_column);
-#pragma GCC unroll 8
+      w[v] =
+          masked ? L::load_where(mask, column + v * t.b_column) : L::load(column + v * t.b_column);
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const typename L::Vector one =
           masked ? L::load_where(mask, row + m * t.a_row) : L::load(row + m * t.a_row);
@@ -94,7 +96,7 @@ void along_tile(const AlongTile<Real>& t) {
             masked ? L::chain_where(mask, one, w[v], sum[m][v]) : L::chain(one, w[v], sum[m][v]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -106,8 +108,8 @@ void along_tile(const AlongTile<Real>& t) {
     }
 }
 
-// Chains over the batch: c[row, column] = chain over s of a[row, s] * b[s, column], steps a constant
-// stride apart, rows anywhere.
+// Chains over the batch: c[row, column] = chain over s of a[row, s] * b[s, column], steps a
+// constant stride apart, rows anywhere.
 template <class Real>
 struct BatchTile {
   using Mask = typename Lanes<Real>::Mask;
@@ -121,7 +123,7 @@ struct BatchTile {
   const Mask* mask;  // lanes that take part in a row of tap number tap[row]; nullptr: all in all
   const std::int16_t* tap;
   int last;  // masked: lanes of b
-  int64_t a_fetch, b_fetch;  // from each step's operands: what following tiles will read; 0: nothing
+  int64_t a_fetch, b_fetch;  // from each step's operands: what following tiles will read
 };
 
 template <class Real, int V, int M, bool masked>
@@ -131,7 +133,7 @@ void batch_tile(const BatchTile<Real>& t) {
   typename L::Mask mask[M];
   const auto all = masked ? L::span(0, t.last) : typename L::Mask{};
   int64_t at[M];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
     at[m] = t.a_row[m];
     if (masked) mask[m] = t.mask[t.tap[m]];
@@ -149,8 +151,9 @@ void batch_tile(const BatchTile<Real>& t) {
     typename L::Vector y[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
-      y[v] = masked ? L::load_where(all, column + v * t.b_column) : L::load(column + v * t.b_column);
-#pragma GCC unroll 8
+      y[v] =
+          masked ? L::load_where(all, column + v * t.b_column) : L::load(column + v * t.b_column);
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const typename L::Vector one =
           masked ? L::load_where(mask[m], row + at[m]) : L::load(row + at[m]);
@@ -160,7 +163,7 @@ void batch_tile(const BatchTile<Real>& t) {
             masked ? L::chain_where(mask[m], one, y[v], sum[m][v]) : L::chain(one, y[v], sum[m][v]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {

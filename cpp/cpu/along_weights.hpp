@@ -17,13 +17,14 @@ namespace {
 template <class T>
 class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   using Base = AlongBlock<T, Face::grad_weight>;
-  using typename Base::L;
-  using typename Base::Real;
-  using typename Base::Span;
   using Base::accumulate_, Base::ahead, Base::along_, Base::at_, Base::axis_, Base::begin_,
       Base::border_, Base::in_place_, Base::lanes_, Base::members_, Base::p, Base::padded,
       Base::panel_reals, Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_,
       Base::stage_reals, Base::tap_, Base::taps_;
+  using typename Base::L;
+  using typename Base::Layout;
+  using typename Base::Real;
+  using typename Base::Span;
 
  public:
   UNSHARED_INLINE AlongWeights(const Problem& problem, const Call& call) : Base(problem, call) {}
@@ -34,7 +35,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
 
  private:
   static constexpr int64_t y_reals = along_sum_bytes / sizeof(Real);
-  // One row of a tile for every tap and input channel: no more than fit into the panel one vector each.
+  // A row of a tile for every tap and input channel: no more than the panel has room for.
   static constexpr int64_t most_rows = panel_reals / (2 * L::count);
 
   // Taps along an axis.
@@ -94,25 +95,29 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
         T* result = first + a * p.w_in_stride + b * p.w_out_stride;
         const T* from_x = x + a * p.x_channel_stride;
         const T* from_y = y + b * p.y_channel_stride;
-        if (!w_here_ && accumulate_) move_sums<true>(result, members_);
+        if (!w_here_ && accumulate_) move_sums<true>(result);
         for (int64_t member = 0; member < members_; ++member)
           samples(from_x + (of == nullptr ? 0 : member * of->x_stride),
                   from_y + (of == nullptr ? 0 : member * of->y_stride),
                   w_here_ ? reinterpret_cast<Real*>(result + member * w_member)
-                          : panel_ + member * deep_ * c_size_);
-        if (!w_here_) move_sums<false>(result, members_);
+                          : panel_ + member * sums_.stride(Base::of_members));
+        if (!w_here_) move_sums<false>(result);
       }
   }
 
-  // Where rows find x and their sums. Scratch: x as [channel][loops but the lanes' own][window],
-  // sums as [channel][loops][column][lanes].
+  // Where rows find x and their sums. In scratch x stands as [channel][loops but the lanes'
+  // own][window].
   UNSHARED_INLINE void lay_out() {
-    c_column_ = w_here_ ? p.w_out_stride : row_;
-    c_size_ = wide_ * row_;
-    for (int d = depth_ - 1; d >= 0; --d) {
-      c_loop_[d] = w_here_ ? loop_[d].w : c_size_;
-      c_size_ *= loop_[d].count;
-    }
+    sums_.depth = 0;
+    if (plan_.company_axis >= 0)
+      sums_.add(members_, p.axes[plan_.company_axis].w_place_stride, Base::of_members);
+    sums_.add(deep_, p.w_in_stride, Base::of_channels);
+    sums_.add(wide_, p.w_out_stride, Base::of_columns);
+    for (int d = 0; d < depth_; ++d) sums_.add(loop_[d].count, loop_[d].w, d);
+    sums_.nest(row_);
+    c_column_ = w_here_ ? p.w_out_stride : sums_.stride(Base::of_columns);
+    c_channel_ = w_here_ ? p.w_in_stride : sums_.stride(Base::of_channels);
+    for (int d = 0; d < depth_; ++d) c_loop_[d] = w_here_ ? loop_[d].w : sums_.stride(d);
     x_size_ = padded((taps_ - 1) * along_.dilation + row_);
     for (int d = depth_ - 1; d >= 0; --d) {
       x_loop_[d] = x_here_ ? loop_[d].x : loop_[d].along ? along_.dilation : x_size_;
@@ -120,8 +125,8 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     }
     x_channel_ = x_here_ ? p.x_channel_stride : x_size_;
     // Where rows lie stays, as long as there are as many of everything.
-    bool same = rows_ > 0 && known_wide_ == wide_ && known_row_ == row_ &&
-                rows_ == deep_ * known_taps_;
+    bool same = rows_ > 0 && rows_ == deep_ * known_taps_ && known_wide_ == wide_ &&
+                known_row_ == row_ && known_members_ == members_;
     int64_t taps = 1;
     for (int d = 0; d < depth_; ++d) {
       same = same && known_[d].count == loop_[d].count && known_[d].x == loop_[d].x &&
@@ -131,6 +136,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     }
     known_wide_ = wide_;
     known_row_ = row_;
+    known_members_ = members_;
     known_taps_ = taps;
     if (!same) find_rows();
     x_size_ *= deep_;
@@ -140,7 +146,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     for (int64_t a = 0; a < deep_; ++a) {
       int64_t at[max_axes] = {};
       for (int d = 0; d >= 0;) {
-        int64_t from = a * x_channel_, to = a * (w_here_ ? p.w_in_stride : c_size_), tap = 0;
+        int64_t from = a * x_channel_, to = a * c_channel_, tap = 0;
         for (d = 0; d < depth_; ++d) {
           from += at[d] * x_loop_[d];
           to += at[d] * c_loop_[d];
@@ -252,25 +258,22 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
 
   // Sums between memory and scratch; at a border only of the lanes that a tap has.
   template <bool in>
-  UNSHARED_INLINE void move_sums(T* result, int64_t members) {
+  UNSHARED_INLINE void move_sums(T* result) {
     for (int64_t q = 0; q < (border_ ? taps_ : 1); ++q) {
       Box box;
       Span lanes{0, lanes_};
       T* to = result;
       Real* sums = panel_;
-      if (plan_.company_axis >= 0)
-        box.add(members, p.axes[plan_.company_axis].w_place_stride, deep_ * c_size_);
-      box.add(deep_, p.w_in_stride, c_size_);
-      for (int d = 0; d < depth_; ++d) {
-        if (border_ && loop_[d].along) {
+      for (int d = 0; d < sums_.depth; ++d) {
+        const auto& loop = sums_.loop[d];
+        if (border_ && loop.what >= 0 && loop_[loop.what].along) {
           lanes = this->span_of(q);
-          to += q * loop_[d].w + this->w_along(lanes.first);
-          sums += q * c_loop_[d] + lanes.first;
+          to += q * loop.memory + this->w_along(lanes.first);
+          sums += q * loop.scratch + lanes.first;
         } else {
-          box.add(loop_[d].count, loop_[d].w, c_loop_[d]);
+          box.add(loop.count, loop.memory, loop.scratch);
         }
       }
-      box.add(wide_, p.w_out_stride, row_);
       if (lanes.last <= lanes.first) continue;
       this->add_lanes(box, lanes);
       if constexpr (in)
@@ -316,13 +319,14 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     last_y_ = y;
   }
 
+  Layout sums_;  // in scratch
   int depth_ = 0;
   Loop loop_[max_axes], known_[max_axes];  // of this block, and those that rows are known of
-  int64_t known_wide_ = 0, known_row_ = 0, known_taps_ = 0;
+  int64_t known_wide_ = 0, known_row_ = 0, known_members_ = 0, known_taps_ = 0;
   bool x_here_ = false, y_here_ = false, w_here_ = false;
   int64_t deep_ = 0, wide_ = 0;  // input and output channels at a time
   int64_t x_loop_[max_axes], c_loop_[max_axes];
-  int64_t x_channel_ = 0, x_size_ = 0, c_size_ = 0, c_column_ = 0, rows_ = 0;
+  int64_t x_channel_ = 0, x_size_ = 0, c_channel_ = 0, c_column_ = 0, rows_ = 0;
   const T* last_x_ = nullptr;
   const T* last_y_ = nullptr;
   int64_t x_ahead_ = 0, y_ahead_ = 0;

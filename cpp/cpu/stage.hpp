@@ -143,8 +143,8 @@ struct Mover {
   static UNSHARED_INLINE void sorted(std::integer_sequence<int, k...>, Each each) {
     (each(std::integral_constant<int, k>{}), ...);
   }
-  // Vector k of what is zipped or unzipped: element i of it comes from one of `count` vectors, which
-  // are merged in one after the other.
+  // Vector k of what is zipped or unzipped: element i of it comes from one of `count` vectors,
+  // which are merged in one after the other.
   template <int count, int k, int next = 1>
   static UNSHARED_INLINE typename L::Vector merge(typename L::Vector sum,
                                                   const typename L::Vector (&v)[count]) {
