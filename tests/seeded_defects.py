@@ -128,6 +128,12 @@ DEFECTS = [
         "",
     ),
     Defect(
+        "groups of a company read the first one's samples",
+        "cpp/cpu/along_gather.hpp",
+        "small + n * g.small_batch, column, width,",
+        "small * 0 + n * g.small_batch, column, width,",
+    ),
+    Defect(
         "second block of a swept strip reads the first block's samples",
         "cpp/cpu/sweep.hpp",
         "small + n * g.small_batch, ahead)",

@@ -70,6 +70,11 @@ class AlongBlock {
   }
 
   static UNSHARED_INLINE int64_t padded(int64_t n) { return ceil_div(n, L::count) * L::count; }
+  // What the lanes see of the partners' axis through some taps, as scratch. At a border it is
+  // staged from the middle of a vector on, and so ends up to a vector later.
+  UNSHARED_INLINE int64_t window(int64_t taps) const {
+    return padded((taps - 1) * along_.dilation + row_) + (border_ ? L::count : 0);
+  }
 
   // The reach of the block along an axis where all its cells stand at the same place.
   UNSHARED_INLINE Reach reach(int s, int64_t& tap_step, int64_t& partner_step) const {
@@ -123,19 +128,24 @@ class AlongBlock {
   }
   // Loops over weights and the strides they get in scratch: there loops are nested as they are in
   // memory, so that what is contiguous there is moved as one. Innermost are rows of `row` lanes.
+  //
+  // At a border, each tap along the axis is moved by itself, and is the outermost loop: from the
+  // first of its lanes on, in whole vectors. These end in the next row, but not beyond the lanes
+  // before its first, which nobody reads; or in the next tap, which is moved later.
   struct Layout {
     struct Loop {
       int64_t count, memory, scratch;
       int what;  // whose it is
+      int64_t order;
     };
     int depth = 0;
     Loop loop[max_axes + 3];
 
-    UNSHARED_INLINE void add(int64_t count, int64_t memory, int what) {
+    UNSHARED_INLINE void add(int64_t count, int64_t memory, int what, bool outermost = false) {
+      const int64_t order = outermost ? INT64_MAX : memory < 0 ? -memory : memory;
       int at = depth++;
-      for (; at > 0 && size_of(loop[at - 1].memory) < size_of(memory); --at)
-        loop[at] = loop[at - 1];
-      loop[at] = {count, memory, 0, what};
+      for (; at > 0 && loop[at - 1].order < order; --at) loop[at] = loop[at - 1];
+      loop[at] = {count, memory, 0, what, order};
     }
     // Returns the size of all.
     UNSHARED_INLINE int64_t nest(int64_t row) {
@@ -150,9 +160,6 @@ class AlongBlock {
         if (loop[d].what == what) return loop[d].scratch;
       return 0;
     }
-
-   private:
-    static UNSHARED_INLINE int64_t size_of(int64_t stride) { return stride < 0 ? -stride : stride; }
   };
   static constexpr int of_members = -1, of_columns = -2, of_channels = -3;  // or a loop's number
 
@@ -218,7 +225,6 @@ class AlongBlock {
     border_ = taps_ > 0 &&
               (partner_ < 0 || partner_ + (taps_ - 1) * along_.dilation + lanes_ > partners_);
     row_ = padded(lanes_);
-    if (border_) row_ += L::count;  // what is staged from the middle of a vector on ends beyond
   }
 };
 

@@ -20,8 +20,8 @@ class AlongGather : public AlongBlock<T, face> {
   using Base = AlongBlock<T, face>;
   using Base::accumulate_, Base::ahead, Base::along_, Base::at_, Base::axis_, Base::begin_,
       Base::border_, Base::by_input, Base::in_place_, Base::lanes_, Base::members_, Base::p,
-      Base::padded, Base::panel_reals, Base::partner_, Base::partners_, Base::plain, Base::plan_,
-      Base::row_, Base::stage_reals, Base::sum_reals, Base::tap_, Base::taps_;
+      Base::panel_reals, Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_,
+      Base::stage_reals, Base::sum_reals, Base::tap_, Base::taps_;
   using typename Base::L;
   using typename Base::Layout;
   using typename Base::Mask;
@@ -205,7 +205,7 @@ class AlongGather : public AlongBlock<T, face> {
     o.taps = 1;
     for (int d = 0; d < o.loops.depth; ++d)
       if (o.loops.loop[d].along) o.taps = o.loops.loop[d].count;
-    o.small_size = padded((o.taps - 1) * along_.dilation + row_);
+    o.small_size = this->window(o.taps);
     o.w.depth = 0;
     if (plan_.company_axis >= 0)
       o.w.add(members, p.axes[plan_.company_axis].w_place_stride, Base::of_members);
@@ -214,7 +214,7 @@ class AlongGather : public AlongBlock<T, face> {
       const Loop& loop = o.loops.loop[d];
       o.small[d] = loop.along ? along_.dilation : o.small_size;
       if (!loop.along) o.small_size *= loop.count;
-      o.w.add(loop.count, loop.w, d);
+      o.w.add(loop.count, loop.w, d, loop.along && border_ && by_input);
     }
     o.w.nest(row_);
     o.steps = o.loops.steps();

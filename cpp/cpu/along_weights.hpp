@@ -18,9 +18,9 @@ template <class T>
 class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   using Base = AlongBlock<T, Face::grad_weight>;
   using Base::accumulate_, Base::ahead, Base::along_, Base::at_, Base::axis_, Base::begin_,
-      Base::border_, Base::in_place_, Base::lanes_, Base::members_, Base::p, Base::padded,
-      Base::panel_reals, Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_,
-      Base::stage_reals, Base::tap_, Base::taps_;
+      Base::border_, Base::in_place_, Base::lanes_, Base::members_, Base::p, Base::panel_reals,
+      Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_, Base::stage_reals,
+      Base::tap_, Base::taps_;
   using typename Base::L;
   using typename Base::Layout;
   using typename Base::Real;
@@ -34,6 +34,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   }
 
  private:
+  static constexpr int64_t most_samples = 32;  // at a time: each is a page or more of its own
   static constexpr int64_t y_reals = along_sum_bytes / sizeof(Real);
   // A row of a tile for every tap and input channel: no more than the panel has room for.
   static constexpr int64_t most_rows = panel_reals / (2 * L::count);
@@ -84,7 +85,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     if (!w_here_) wide = greater(1, lesser(wide, panel_reals / (row_ * all)));
     if (!y_here_) wide = greater(1, lesser(wide, y_reals / row_));
     if (!w_here_) deep = greater(1, lesser(deep, panel_reals / (row_ * all * wide)));
-    const int64_t window = padded((taps_ - 1) * along_.dilation + row_);
+    const int64_t window = this->window(taps_);
     if (!x_here_) deep = greater(1, lesser(deep, stage_reals / (all / taps_ * window)));
     // A company has one channel each, and its sums share the panel.
     for (int64_t a = 0; a < p.in_channels; a += deep)
@@ -113,12 +114,13 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
       sums_.add(members_, p.axes[plan_.company_axis].w_place_stride, Base::of_members);
     sums_.add(deep_, p.w_in_stride, Base::of_channels);
     sums_.add(wide_, p.w_out_stride, Base::of_columns);
-    for (int d = 0; d < depth_; ++d) sums_.add(loop_[d].count, loop_[d].w, d);
+    for (int d = 0; d < depth_; ++d)
+      sums_.add(loop_[d].count, loop_[d].w, d, loop_[d].along && border_);
     sums_.nest(row_);
     c_column_ = w_here_ ? p.w_out_stride : sums_.stride(Base::of_columns);
     c_channel_ = w_here_ ? p.w_in_stride : sums_.stride(Base::of_channels);
     for (int d = 0; d < depth_; ++d) c_loop_[d] = w_here_ ? loop_[d].w : sums_.stride(d);
-    x_size_ = padded((taps_ - 1) * along_.dilation + row_);
+    x_size_ = this->window(taps_);
     for (int d = depth_ - 1; d >= 0; --d) {
       x_loop_[d] = x_here_ ? loop_[d].x : loop_[d].along ? along_.dilation : x_size_;
       if (!loop_[d].along) x_size_ *= loop_[d].count;
@@ -126,7 +128,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     x_channel_ = x_here_ ? p.x_channel_stride : x_size_;
     // Where rows lie stays, as long as there are as many of everything.
     bool same = rows_ > 0 && rows_ == deep_ * known_taps_ && known_wide_ == wide_ &&
-                known_row_ == row_ && known_members_ == members_;
+                known_row_ == row_ && known_border_ == border_ && known_members_ == members_;
     int64_t taps = 1;
     for (int d = 0; d < depth_; ++d) {
       same = same && known_[d].count == loop_[d].count && known_[d].x == loop_[d].x &&
@@ -136,6 +138,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     }
     known_wide_ = wide_;
     known_row_ = row_;
+    known_border_ = border_;
     known_members_ = members_;
     known_taps_ = taps;
     if (!same) find_rows();
@@ -163,7 +166,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   // All samples: staged, if need be, and summed, as many at a time as scratch has room for.
   UNSHARED_INLINE void samples(const T* x, const T* y, Real* sums) {
     const int64_t y_size = wide_ * row_;
-    int64_t run = greater(p.batch, 1);
+    int64_t run = lesser(greater(p.batch, 1), most_samples);
     if (!x_here_) run = lesser(run, greater(1, stage_reals / x_size_));
     if (!y_here_) run = lesser(run, greater(1, y_reals / y_size));
     const int64_t low = greater(0, -partner_);
@@ -322,6 +325,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   Layout sums_;  // in scratch
   int depth_ = 0;
   Loop loop_[max_axes], known_[max_axes];  // of this block, and those that rows are known of
+  bool known_border_ = false;
   int64_t known_wide_ = 0, known_row_ = 0, known_members_ = 0, known_taps_ = 0;
   bool x_here_ = false, y_here_ = false, w_here_ = false;
   int64_t deep_ = 0, wide_ = 0;  // input and output channels at a time
