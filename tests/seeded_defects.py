@@ -123,9 +123,15 @@ DEFECTS = [
     ),
     Defect(
         "lanes that see padding not masked",
-        "cpp/cpu/along.hpp",
-        "tile.span = span_;",
+        "cpp/cpu/along_gather.hpp",
+        "if (!this->whole_) t.mask = this->mask_;",
         "",
+    ),
+    Defect(
+        "groups of a company read the first one's samples",
+        "cpp/cpu/along_gather.hpp",
+        "small + n * g.small_batch, column, width,",
+        "small * 0 + n * g.small_batch, column, width,",
     ),
     Defect(
         "second block of a swept strip reads the first block's samples",

@@ -36,8 +36,14 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
     return _mm512_mask3_fmadd_ps(p, q, sum, m);
   }
+  static UNSHARED_INLINE Vector load_where(Mask m, const float* p) {
+    return _mm512_maskz_loadu_ps(m, p);
+  }
+  static UNSHARED_INLINE void store_where(Mask m, float* p, Vector v) {
+    _mm512_mask_storeu_ps(p, m, v);
+  }
   static UNSHARED_INLINE Vector load_part(const float* p, int n) {
-    return _mm512_maskz_loadu_ps(span(0, n), p);
+    return load_where(span(0, n), p);
   }
   static UNSHARED_INLINE void store_part(float* p, Vector v, int n) {
     _mm512_mask_storeu_ps(p, span(0, n), v);
@@ -97,8 +103,14 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
     return _mm512_mask3_fmadd_pd(p, q, sum, m);
   }
+  static UNSHARED_INLINE Vector load_where(Mask m, const double* p) {
+    return _mm512_maskz_loadu_pd(m, p);
+  }
+  static UNSHARED_INLINE void store_where(Mask m, double* p, Vector v) {
+    _mm512_mask_storeu_pd(p, m, v);
+  }
   static UNSHARED_INLINE Vector load_part(const double* p, int n) {
-    return _mm512_maskz_loadu_pd(span(0, n), p);
+    return load_where(span(0, n), p);
   }
   static UNSHARED_INLINE void store_part(double* p, Vector v, int n) {
     _mm512_mask_storeu_pd(p, span(0, n), v);
@@ -151,8 +163,14 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
     return _mm256_blendv_ps(sum, _mm256_fmadd_ps(p, q, sum), _mm256_castsi256_ps(m));
   }
+  static UNSHARED_INLINE Vector load_where(Mask m, const float* p) {
+    return _mm256_maskload_ps(p, m);
+  }
+  static UNSHARED_INLINE void store_where(Mask m, float* p, Vector v) {
+    _mm256_maskstore_ps(p, m, v);
+  }
   static UNSHARED_INLINE Vector load_part(const float* p, int n) {
-    return _mm256_maskload_ps(p, span(0, n));
+    return load_where(span(0, n), p);
   }
   static UNSHARED_INLINE void store_part(float* p, Vector v, int n) {
     float all[count];
@@ -201,8 +219,14 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
     return _mm256_blendv_pd(sum, _mm256_fmadd_pd(p, q, sum), _mm256_castsi256_pd(m));
   }
+  static UNSHARED_INLINE Vector load_where(Mask m, const double* p) {
+    return _mm256_maskload_pd(p, m);
+  }
+  static UNSHARED_INLINE void store_where(Mask m, double* p, Vector v) {
+    _mm256_maskstore_pd(p, m, v);
+  }
   static UNSHARED_INLINE Vector load_part(const double* p, int n) {
-    return _mm256_maskload_pd(p, span(0, n));
+    return load_where(span(0, n), p);
   }
   static UNSHARED_INLINE void store_part(double* p, Vector v, int n) {
     double all[count];
@@ -244,6 +268,23 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
     return vbslq_f32(m, vfmaq_f32(sum, p, q), sum);
   }
+  // Lanes outside the mask may lie beyond what is mapped: they are not touched.
+  static UNSHARED_INLINE Vector load_where(Mask m, const float* p) {
+    std::uint32_t on[count];
+    vst1q_u32(on, m);
+    float all[count] = {};
+    for (int i = 0; i < count; ++i)
+      if (on[i] != 0) all[i] = p[i];
+    return vld1q_f32(all);
+  }
+  static UNSHARED_INLINE void store_where(Mask m, float* p, Vector v) {
+    std::uint32_t on[count];
+    vst1q_u32(on, m);
+    float all[count];
+    vst1q_f32(all, v);
+    for (int i = 0; i < count; ++i)
+      if (on[i] != 0) p[i] = all[i];
+  }
   static UNSHARED_INLINE Vector load_part(const float* p, int n) {
     float all[count] = {};
     for (int i = 0; i < n; ++i) all[i] = p[i];
@@ -282,6 +323,23 @@ struct DoubleLanes {
   }
   static UNSHARED_INLINE Vector chain_where(Mask m, Vector p, Vector q, Vector sum) {
     return vbslq_f64(m, vfmaq_f64(sum, p, q), sum);
+  }
+  // Lanes outside the mask may lie beyond what is mapped: they are not touched.
+  static UNSHARED_INLINE Vector load_where(Mask m, const double* p) {
+    std::uint64_t on[count];
+    vst1q_u64(on, m);
+    double all[count] = {};
+    for (int i = 0; i < count; ++i)
+      if (on[i] != 0) all[i] = p[i];
+    return vld1q_f64(all);
+  }
+  static UNSHARED_INLINE void store_where(Mask m, double* p, Vector v) {
+    std::uint64_t on[count];
+    vst1q_u64(on, m);
+    double all[count];
+    vst1q_f64(all, v);
+    for (int i = 0; i < count; ++i)
+      if (on[i] != 0) p[i] = all[i];
   }
   static UNSHARED_INLINE Vector load_part(const double* p, int n) {
     double all[count] = {};

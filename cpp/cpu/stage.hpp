@@ -129,6 +129,68 @@ struct Mover {
       }
   }
 
+  // Lanes of `count` elements each, all side by side in memory: as many vectors as there are
+  // elements of a lane hold a vector's worth of lanes, and are sorted by shuffles.
+  template <int count>
+  static void zip(Memory* memory, int64_t lanes, Scratch* scratch, int64_t scratch_row,
+                  int64_t ahead) {
+    using Vector = typename L::Vector;
+    for (int64_t l = 0; l < lanes; l += L::count, memory += count * L::count, scratch += L::count) {
+      const int64_t all = lesser(L::count, lanes - l) * count;
+      Vector v[count];
+      sorted(std::make_integer_sequence<int, count>{}, [&](auto k) __attribute__((always_inline)) {
+        if constexpr (in) {
+          constexpr int at = k * L::count;
+          __builtin_prefetch(memory + at + ahead);
+          v[k] = at + L::count <= all ? S::load(memory + at)
+                 : at < all           ? S::load_part(memory + at, static_cast<int>(all - at))
+                                      : L::zero();
+        } else {
+          v[k] = L::load(scratch + k * scratch_row);
+        }
+      });
+      sorted(std::make_integer_sequence<int, count>{}, [&](auto k) __attribute__((always_inline)) {
+        const Vector sum = merge<count, k>(v[0], v);
+        if constexpr (in) {
+          L::store(scratch + k * scratch_row, sum);
+        } else {
+          constexpr int at = k * L::count;
+          if (at + L::count <= all)
+            S::store(memory + at, sum);
+          else if (at < all)
+            S::store_part(memory + at, sum, static_cast<int>(all - at));
+        }
+      });
+    }
+  }
+  template <int... k, class Each>
+  static UNSHARED_INLINE void sorted(std::integer_sequence<int, k...>, Each each) {
+    (each(std::integral_constant<int, k>{}), ...);
+  }
+  // Vector k of what is zipped or unzipped: element i of it comes from one of `count` vectors,
+  // which are merged in one after the other.
+  template <int count, int k, int next = 1>
+  static UNSHARED_INLINE typename L::Vector merge(typename L::Vector sum,
+                                                  const typename L::Vector (&v)[count]) {
+    if constexpr (next == count)
+      return sum;
+    else
+      return merge<count, k, next + 1>(
+          merge_one<count, k, next>(sum, v[next], std::make_integer_sequence<int, L::count>{}), v);
+  }
+  template <int count, int k, int next, int... i>
+  static UNSHARED_INLINE typename L::Vector merge_one(typename L::Vector sum,
+                                                      typename L::Vector more,
+                                                      std::integer_sequence<int, i...>) {
+    return __builtin_shufflevector(sum, more, merged<count, k, next>(i)...);
+  }
+  template <int count, int k, int next>
+  static constexpr int merged(int i) {
+    const int from = in ? (i * count + k) / L::count : (k * L::count + i) % count;
+    const int element = in ? (i * count + k) % L::count : (k * L::count + i) / count;
+    return from == next ? L::count + element : from == 0 && next == 1 ? element : i;
+  }
+
   // `ahead`: how many elements further on in memory the next box is expected; fetched along.
   static void move(Box box, Memory* memory, Scratch* scratch, int64_t ahead) {
     Box::Loop fast{1, 0, 0};
@@ -136,7 +198,7 @@ struct Mover {
     box.merge();
     if (box.lane_memory != 1 && !box.dense) {
       for (int d = box.depth - 1; d >= 0 && !squares; --d)
-        if (box.loop[d].memory == 1 && box.loop[d].count > 2) {
+        if (box.loop[d].memory == 1 && (box.loop[d].count > 2 || box.lane_memory == 2)) {
           squares = true;
           fast = box.loop[d];
           for (; d + 1 < box.depth; ++d) box.loop[d] = box.loop[d + 1];
@@ -146,7 +208,14 @@ struct Mover {
     if (!squares && box.depth > 0) fast = box.loop[--box.depth];
     int64_t at[max_axes + 3] = {};
     for (;;) {
-      if (squares) {
+      if (squares && fast.count == box.lane_memory && fast.count <= 4) {
+        if (fast.count == 2)
+          zip<2>(memory, box.lanes, scratch, fast.scratch, ahead);
+        else if (fast.count == 3)
+          zip<3>(memory, box.lanes, scratch, fast.scratch, ahead);
+        else
+          zip<4>(memory, box.lanes, scratch, fast.scratch, ahead);
+      } else if (squares) {
         square(memory, box.lane_memory, box.lanes, scratch, fast.scratch, fast.count, ahead);
       } else if (box.lane_memory == 1) {
         for (int64_t j = 0; j < fast.count; ++j)

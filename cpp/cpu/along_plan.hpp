@@ -1,0 +1,217 @@
+// Kernel "along", its plan: the axis that lanes run along, and how cells are cut into blocks.
+//
+// Lanes are neighbouring cells along one axis, whose partners (inputs of an output, outputs of an
+// input) are neighbours, too. Three things make more of such an axis than meets the eye:
+//   - groups that lie innermost in x and y, and the last spatial axis, are one axis: a step of that
+//     one is a step of as many cells as there are groups;
+//   - pixels that a stride apart see the same taps: one phase of the pixels after the other;
+//   - groups further out are taken in companies, if they have one channel: what is to be found out
+//     of a block is found for all of a company, and their weights are transposed at once.
+#pragma once
+
+#include "along_tile.hpp"
+#include "stage.hpp"
+
+#if defined(UNSHARED_LANES)
+
+namespace unshared {
+namespace {
+
+// Scratch: of the small tensor, and as much of weights; and of sums.
+inline constexpr int64_t along_bytes = 64 * 1024, along_sum_bytes = 16 * 1024;
+inline constexpr int along_steps = 192;  // of a pass
+inline constexpr int64_t along_reach = 64, along_lanes = 512, along_wide = 8;
+inline constexpr int64_t least_blocks = 8;  // to share out
+
+template <class T, Face face>
+struct AlongPlan {
+  using Real = typename Scalar<T>::Real;
+  static constexpr int lanes = Lanes<Real>::count;
+  static constexpr bool by_input = face == Face::grad_input;
+  static constexpr int64_t scratch_reals = along_bytes / sizeof(Real),
+                           sum_reals = along_sum_bytes / sizeof(Real);
+
+  Problem p;  // as lanes see it
+  int axis = -1;  // of p: lanes run along it
+  // Weights of cell j along it: inner of them w_inner apart, then on by its w_place_stride.
+  int64_t inner = 1, w_inner = 0;
+  // Phases of the pixels along it, and where the one that was entered begins.
+  int64_t phases = 1, x_offset = 0, w_offset = 0;
+  int company_axis = -1;  // of groups
+  int64_t company = 1, companies = 1;
+  int64_t strips = 1;  // of cells along the axis
+  const char* reason = nullptr;  // why not
+
+  explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
+    if (2 * columns() > lanes) {
+      reason = "there are channels enough to fill lanes with";
+      return;
+    }
+    choose();
+    if (axis < 0) {
+      reason = "no axis of at least half a vector of places or groups with stride 1";
+      return;
+    }
+    if (p.grouped && group_axis() == axis && one_axis(axis))
+      join();
+    else if (p.axes[axis].stride != 1)
+      phases = p.axes[axis].stride;
+    whole_ = p.axes[axis];
+    taps_ = ceil_div(whole_.kernel, phases);
+    reach_ = (taps_ - 1) * (phases > 1 ? 1 : whole_.dilation);
+    enter(0);
+    if (reach_ > along_reach * joined_ || others() * (reach_ + 3 * lanes) > scratch_reals ||
+        others() * taps_ * 2 * lanes > scratch_reals) {
+      reason = "the kernel is too large for the scratch of lanes over places";
+      return;
+    }
+    cut();
+  }
+
+  UNSHARED_INLINE const Axis& along() const { return p.axes[axis]; }
+  static UNSHARED_INLINE int64_t cells(const Axis& a) { return by_input ? a.input : a.output; }
+  UNSHARED_INLINE int64_t unit() const { return inner == 1 ? lanes : inner; }
+
+  UNSHARED_INLINE int64_t blocks_of_phase() const {
+    int64_t n = strips;
+    for (int s = 0; s < p.axis_count; ++s)
+      if (s != axis) n *= s == company_axis ? companies : cells(p.axes[s]);
+    return n;
+  }
+
+  // Pixels r, r + stride, ... see the taps k, k + stride, ... with k = r + padding modulo stride.
+  UNSHARED_INLINE void enter(int64_t r) {
+    if (phases == 1) return;
+    Axis& a = p.axes[axis];
+    const int64_t first = (r + whole_.padding_low) % phases;
+    a.kernel = first < whole_.kernel ? ceil_div(whole_.kernel - first, phases) : 0;
+    a.input = r < whole_.input ? ceil_div(whole_.input - r, phases) : 0;
+    a.stride = 1;
+    a.dilation = 1;
+    a.padding_low = (r + whole_.padding_low - first) / phases;
+    a.x_stride = whole_.x_stride * phases;
+    a.w_tap_stride = whole_.w_tap_stride * phases;
+    x_offset = r * whole_.x_stride;
+    w_offset = first * whole_.w_tap_stride;
+  }
+
+ private:
+  UNSHARED_INLINE int64_t columns() const {
+    return face == Face::forward      ? p.out_channels
+           : face == Face::grad_input ? p.in_channels
+                                      : greater(p.in_channels, p.out_channels);
+  }
+  UNSHARED_INLINE int group_axis() const { return p.mapped ? 1 : 0; }
+  UNSHARED_INLINE int64_t others() const {  // taps along the other axes
+    int64_t n = 1;
+    for (int s = 0; s < p.axis_count; ++s)
+      if (s != axis) n = lesser(n * p.axes[s].kernel, max_extent);
+    return n;
+  }
+
+  // Groups and the last axis, as one.
+  UNSHARED_INLINE bool one_axis(int s) const {
+    if (!p.grouped || s != group_axis() || p.spatial == 0) return false;
+    const Axis& g = p.axes[s];
+    const Axis& line = p.axes[p.axis_count - 1];
+    const int64_t n = g.output, reach = (line.kernel - 1) * line.dilation;
+    if (g.x_stride != 1 || g.y_stride != 1 || line.x_stride != n || line.y_stride != n ||
+        line.stride != 1 || line.input_dilation != 1 || reach > along_reach || n > 1000)
+      return false;
+    int64_t above = 1;
+    for (int o = s + 1; o + 1 < p.axis_count; ++o)
+      above = lesser(above * p.axes[o].kernel, max_extent);
+    const int64_t least = (n % lanes == 0 ? n : lanes) + lanes;
+    return above * (reach * n + least + 2 * lanes) <= scratch_reals &&
+           above * line.kernel * least <= scratch_reals &&
+           (line.w_place_stride == n * g.w_place_stride || n % lanes == 0);
+  }
+  UNSHARED_INLINE void join() {
+    const Axis g = p.axes[axis];
+    const int64_t n = g.output;
+    for (int s = axis; s + 1 < p.axis_count; ++s) p.axes[s] = p.axes[s + 1];
+    axis = --p.axis_count - 1;
+    p.grouped = false;
+    Axis& a = p.axes[axis];
+    joined_ = n;
+    if (a.w_place_stride == n * g.w_place_stride) {
+      a.w_place_stride = g.w_place_stride;
+    } else {
+      inner = n;
+      w_inner = g.w_place_stride;
+    }
+    a.input *= n;
+    a.output *= n;
+    a.dilation *= n;
+    a.padding_low *= n;
+    a.padding_high *= n;
+    a.x_stride = a.y_stride = 1;
+  }
+
+  // One whose neighbours shift by one, best one that memory follows.
+  UNSHARED_INLINE void choose() {
+    int best = -1;
+    for (int s = 0; s < p.axis_count; ++s) {
+      const Axis& a = p.axes[s];
+      const bool phased = by_input && (a.dilation == 1 || a.kernel == 1) && a.padding_low >= 0;
+      if ((a.stride != 1 && !phased) || a.input_dilation != 1) continue;
+      int64_t n = ceil_div(cells(a), by_input ? a.stride : 1);
+      if (one_axis(s)) n *= cells(p.axes[p.axis_count - 1]);
+      if (2 * n < lanes && (4 * n < lanes || n <= columns())) continue;
+      const int score = (a.x_stride == 1 && a.stride == 1 ? 4 : 0) + (a.y_stride == 1 ? 4 : 0) +
+                        (a.w_place_stride == 1 ? 3 : 0) + (a.stride == 1 ? 1 : 0) +
+                        (s == p.axis_count - 1 ? 1 : 0);
+      if (score > best) {
+        axis = s;
+        best = score;
+      }
+    }
+  }
+
+  // Companies of groups, and strips as long as scratch has room for.
+  UNSHARED_INLINE void cut() {
+    const int64_t window = others(), taps = window * taps_;
+    const int64_t n = cells(along());
+    const int64_t wide = lesser(columns(), along_wide);
+    const int64_t summed = by_input ? p.out_channels : p.in_channels;
+    const int64_t weights =  // of a lane
+        greater(1, face == Face::grad_weight ? taps * p.in_channels * p.out_channels
+                                             : lesser(taps * summed, along_steps) * wide);
+    int64_t most = lesser(along_lanes + lanes, scratch_reals / weights);
+    most = lesser(most, sum_reals / greater(wide, 1));
+    most = lesser(most, scratch_reals / window - reach_ - 2 * lanes);
+    const int groups = group_axis();
+    if (p.grouped && axis != groups && p.in_channels == 1 && p.out_channels == 1 &&
+        taps <= along_steps) {
+      const int64_t all = cells(p.axes[groups]);
+      const int64_t room = scratch_reals / (weights * (lesser(n, 4 * lanes) + 2 * lanes));
+      company_axis = groups;
+      companies = ceil_div(all, greater(1, lesser(room, lanes)));
+      company = ceil_div(all, companies);
+      companies = ceil_div(all, company);
+      most = lesser(most, scratch_reals / (weights * company));
+    }
+    const int64_t units = ceil_div(n, unit());
+    const int64_t lines = greater(1, blocks_of_phase());  // of one strip each, so far
+    strips = greater(ceil_div(units, greater(1, (most - lanes) / unit())),
+                     lesser(units, ceil_div(least_blocks, lines)));
+    strips = greater(strips, 1);
+  }
+
+  Axis whole_;  // the axis of all phases
+  int64_t taps_ = 0, reach_ = 0;  // along it, of a phase
+  int64_t joined_ = 1;  // cells that are a step of the axis
+};
+
+template <class T, Face face>
+const char* along_declines(const Problem& p) noexcept {
+  if constexpr (Scalar<T>::parts == 2)
+    return "complex products do not fit lanes of single reals";
+  else
+    return AlongPlan<T, face>(p).reason;
+}
+
+}  // namespace
+}  // namespace unshared
+
+#endif
