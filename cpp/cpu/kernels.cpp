@@ -7,6 +7,7 @@
 #include "grad_weight.hpp"
 #include "peak.hpp"
 #include "sweep.hpp"
+#include "weigh.hpp"
 
 #define UNSHARED_JOIN(a, b) a##b
 #define UNSHARED_TABLE_OF(level) UNSHARED_JOIN(kernel_table_, level)
@@ -91,6 +92,21 @@ void run_sweep(const Problem& p, const Call& call) noexcept {
   }
 }
 
+// ---- weight gradients of staged places ----
+
+template <class T>
+void run_weigh(const Problem& p, const Call& call) noexcept {
+  if constexpr (Scalar<T>::parts == 1) {
+    if (p.in_channels == 0 || p.out_channels == 0) return;
+    const Task task{p, call};
+    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
+      const Task& t = *static_cast<const Task*>(context);
+      Weigh<T>(t.p, t.call).run(begin, end);
+    };
+    share(p, call, Weigh<T>::items(p, call), body, &task);
+  }
+}
+
 // ---- lanes along an axis ----
 
 template <class T, Face face>
@@ -130,6 +146,7 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
 #if defined(UNSHARED_LANES)
   list[at++] = {"along", along_declines<T, face>, run_along<T, face>};
   list[at++] = {"sweep", sweep_declines<T, face>, run_sweep<T, face>};
+  if constexpr (face == Face::grad_weight) list[at++] = {"weigh", weigh_declines<T>, run_weigh<T>};
 #endif
   list[at++] = {"tiles", tiles_decline, run_tiles<T, face>};
   list[at++] = {"reference", accepts, Reference<T, face>::run};

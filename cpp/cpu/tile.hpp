@@ -22,10 +22,10 @@
 namespace unshared {
 namespace {
 
-inline constexpr int most_vectors = 2;  // per row of a tile
+inline constexpr int tile_vectors = 2;  // per row of a tile
 // Rows of a tile of v vectors: the accumulators, v vectors of B and one broadcast fit into the
 // registers.
-constexpr int most_rows(int v) {
+constexpr int tile_rows(int v) {
   return vector_registers == 16 ? (v == 1 ? 12 : 6) : (v == 1 ? 16 : 12);
 }
 
@@ -81,7 +81,7 @@ struct Tiles {
   static constexpr Table<m...> table(std::integer_sequence<int, m...>) {
     return {};
   }
-  using All = decltype(table(std::make_integer_sequence<int, most_rows(V)>{}));
+  using All = decltype(table(std::make_integer_sequence<int, tile_rows(V)>{}));
   static UNSHARED_INLINE TileFunction<Real> rows(int64_t m) { return All::of_rows[m - 1]; }
 };
 
@@ -104,7 +104,7 @@ class Tiler {
   static constexpr bool plain =
       sizeof(T) == parts * sizeof(Real);  // storage is what the chain computes in
   static constexpr int lanes = Lanes<Real>::count / parts;  // columns per vector
-  static constexpr int wide = lanes * most_vectors;
+  static constexpr int wide = lanes * tile_vectors;
 
   UNSHARED_INLINE explicit Tiler(const Call& call)
       : accumulate_(call.accumulate),
@@ -188,7 +188,7 @@ class Tiler {
   template <int V, bool packed>
   UNSHARED_INLINE void rows_of(const T* a, int64_t a_row, const Real* b, int64_t steps, Real* c,
                                int64_t c_row, int64_t rows, bool from_zero) {
-    int64_t tiles = ceil_div(rows, most_rows(V));
+    int64_t tiles = ceil_div(rows, tile_rows(V));
     for (int64_t row = 0; row < rows; --tiles) {
       const int64_t height = ceil_div(rows - row, tiles);
       const auto run = Tiles<Real, V, packed>::rows(height);
@@ -335,8 +335,8 @@ class Tiler {
   int64_t begin_ = -1, count_ = -1;
   int64_t unit_period_ = 0;  // how many steps lie between neighbours of B in memory; 0 if none do
   int64_t a_step_[table_steps], b_step_[table_steps], identity_[panel_steps];
-  alignas(64) Real panel_[panel_steps * most_vectors * Lanes<Real>::count];
-  alignas(64) Real sums_[panel_rows * most_vectors * Lanes<Real>::count];
+  alignas(64) Real panel_[panel_steps * tile_vectors * Lanes<Real>::count];
+  alignas(64) Real sums_[panel_rows * tile_vectors * Lanes<Real>::count];
   alignas(64) Real widened_[plain ? 1 : 16 * panel_steps];
 };
 

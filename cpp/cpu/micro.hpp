@@ -1,0 +1,132 @@
+// The micro-kernel of all kernels whose lanes run over one index of a small matrix product:
+// c[row, lane] = chain over steps of a[row, step] * b[step, lane].
+//
+// A tile keeps M rows of V vectors of c in registers while the steps go by; an element of a is
+// broadcast, lanes run over columns, never over steps, so each result element is one sequential
+// chain, whatever the tile, the level or the thread. Steps are addressed through tables of offsets.
+// Accumulator: Real (float32 for half types). Order: that of the steps.
+#pragma once
+
+#include <utility>
+
+#include "lanes.hpp"
+
+#if defined(UNSHARED_LANES)
+
+namespace unshared {
+namespace {
+
+// Rows of a tile of V vectors: the sums, V vectors of b and one broadcast fit into the registers.
+// More than these were measured slower on Zen 4.
+inline constexpr int most_vectors = 4;
+inline constexpr int most_rows_of[] = {0, vector_registers == 16 ? 12 : 14,
+                                       vector_registers == 16 ? 6 : 12,
+                                       vector_registers == 16 ? 4 : 8,
+                                       vector_registers == 16 ? 2 : 6};
+constexpr int most_rows(int vectors) { return most_rows_of[vectors]; }
+
+// Storage type T of b; a and c are of the type sums are kept in.
+template <class T>
+struct Micro {
+  using Real = typename Scalar<T>::Real;
+  const Real* a;
+  const T* b;
+  Real* c;  // whole vectors
+  std::int64_t a_row, c_row, steps;
+  const std::int64_t* a_step;
+  const std::int64_t* b_step;
+  bool from_zero;
+  int last;  // lanes of the last vector that b has; the others are not read, and count as zero
+  const char* ahead;  // what will be needed soon: one line is fetched a step
+  std::int64_t ahead_step;  // bytes; 0: nothing more
+};
+
+template <class T, int V, int M>
+void micro_tile(const Micro<T>& t) {
+  using Real = typename Scalar<T>::Real;
+  using L = Lanes<Real>;
+  typename L::Vector sum[M][V];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      sum[m][v] = t.from_zero ? L::zero() : L::load(t.c + m * t.c_row + v * L::count);
+  // A pointer for every four rows, so that each address is a base, a stride and a small factor.
+  const std::int64_t a_row = t.a_row, count = t.steps, ahead_step = t.ahead_step;
+  const Real* base[(M + 3) / 4];
+#pragma GCC unroll 4
+  for (int q = 0; q < (M + 3) / 4; ++q) base[q] = t.a + 4 * q * a_row;
+  const std::int64_t* const a_step = t.a_step;
+  const std::int64_t* const b_step = t.b_step;
+  const T* const b = t.b;
+  const char* ahead = t.ahead;
+  const auto steps = [&](auto partial) __attribute__((always_inline)) {
+    for (std::int64_t s = 0; s < count; ++s) {
+      const std::int64_t at = a_step[s];
+      const T* line = b + b_step[s];
+      __builtin_prefetch(ahead);
+      ahead += ahead_step;
+      typename L::Vector w[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v)
+        w[v] = decltype(partial)::value && v == V - 1
+                   ? Stored<T>::load_part(line + v * L::count, t.last)
+                   : Stored<T>::load(line + v * L::count);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const typename L::Vector one = L::broadcast(base[m / 4] + at + m % 4 * a_row);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[m][v] = L::chain(one, w[v], sum[m][v]);
+      }
+    }
+  };
+  if (t.last != L::count)
+    steps(std::bool_constant<true>{});
+  else
+    steps(std::bool_constant<false>{});
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) L::store(t.c + m * t.c_row + v * L::count, sum[m][v]);
+}
+
+template <class T, int V>
+struct MicroTiles {
+  using Function = void (*)(const Micro<T>&);
+  template <int... m>
+  struct Table {
+    static constexpr Function of_rows[] = {micro_tile<T, V, m + 1>...};
+  };
+  template <int... m>
+  static constexpr Table<m...> table(std::integer_sequence<int, m...>) {
+    return {};
+  }
+  using All = decltype(table(std::make_integer_sequence<int, most_rows(V)>{}));
+};
+
+// Any number of rows of `vectors` (1 to most_vectors) vectors, split evenly into tiles.
+template <class T>
+UNSHARED_INLINE void micro_rows(Micro<T> t, std::int64_t rows, std::int64_t vectors) {
+  const auto run = [&]<int V>(std::integral_constant<int, V>) __attribute__((always_inline)) {
+    std::int64_t tiles = (rows + most_rows(V) - 1) / most_rows(V);
+    for (std::int64_t row = 0; row < rows; --tiles) {
+      const std::int64_t height = (rows - row + tiles - 1) / tiles;
+      MicroTiles<T, V>::All::of_rows[height - 1](t);
+      t.a += height * t.a_row;
+      t.c += height * t.c_row;
+      t.ahead += t.steps * t.ahead_step;
+      row += height;
+    }
+  };
+  switch (vectors) {
+    case 1: return run(std::integral_constant<int, 1>{});
+    case 2: return run(std::integral_constant<int, 2>{});
+    case 3: return run(std::integral_constant<int, 3>{});
+    default: return run(std::integral_constant<int, 4>{});
+  }
+}
+
+}  // namespace
+}  // namespace unshared
+
+#endif
