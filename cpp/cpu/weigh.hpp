@@ -8,13 +8,103 @@
 // each dw[o, k, a, b] is one chain of one worker. Taps in padding get an empty chain.
 #pragma once
 
-#include "micro.hpp"
+#include <utility>
+
 #include "stage.hpp"
 
 #if defined(UNSHARED_LANES)
 
 namespace unshared {
 namespace {
+
+// Columns of a tile, in vectors, and rows: few sums, so that a tile begins while the one before
+// ends.
+inline constexpr int weighed_vectors = vector_registers == 16 ? 3 : 4;
+inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 14,
+                                          vector_registers == 16 ? 5 : 8,
+                                          vector_registers == 16 ? 4 : 6, 6};
+
+// c[row, lane] = chain over steps of a[step, row] * b[step, lane], and lines that will be needed
+// soon: of dw, `row_lines` bases each of `height` rows, and of x or dy one for each step.
+template <class Real>
+struct Weighed {
+  const Real* a;
+  const Real* b;
+  Real* c;
+  int64_t a_step, b_step, c_row, steps;
+  bool from_zero;
+  const char* out_ahead;
+  int64_t out_row;  // bytes
+  const char* in_ahead;
+  int64_t in_step;  // bytes
+};
+
+template <class Real, int V, int M>
+void weighed_tile(const Weighed<Real>& t) {
+  using L = Lanes<Real>;
+  typename L::Vector sum[M][V];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      sum[m][v] = t.from_zero ? L::zero() : L::load(t.c + m * t.c_row + v * L::count);
+  const Real* a = t.a;
+  const Real* b = t.b;
+  const char* in_ahead = t.in_ahead;
+  const int64_t a_step = t.a_step, b_step = t.b_step, in_step = t.in_step;
+  // The first steps ask for the lines of dw: one vector's of each row, or two.
+  constexpr int asked = (V + 1) / 2;
+  int64_t left = t.steps, out_row = t.out_row;
+  const char* out = t.out_ahead;
+  for (int v = 0; left > 0; ++v) {
+    const char* out_ahead = out;
+    int64_t here = left < M ? left : M;
+    if (v * asked >= V || out_row == 0) {
+      out_row = 0;
+      here = left;
+    } else
+      out += asked * L::count * sizeof(Real);
+    left -= here;
+#pragma GCC unroll 1
+    for (; here > 0; --here) {
+#pragma GCC unroll 2
+      for (int i = 0; i < asked; ++i)
+        __builtin_prefetch(out_ahead + i * L::count * sizeof(Real));
+      __builtin_prefetch(in_ahead);
+      out_ahead += out_row;
+      in_ahead += in_step;
+      typename L::Vector line[V];
+#pragma GCC unroll 4
+      for (int i = 0; i < V; ++i) line[i] = L::load(b + i * L::count);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const typename L::Vector one = L::broadcast(a + m);
+#pragma GCC unroll 4
+        for (int i = 0; i < V; ++i) sum[m][i] = L::chain(one, line[i], sum[m][i]);
+      }
+      a += a_step;
+      b += b_step;
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) L::store(t.c + m * t.c_row + v * L::count, sum[m][v]);
+}
+
+template <class Real, int V>
+struct WeighedTiles {
+  using Function = void (*)(const Weighed<Real>&);
+  template <int... m>
+  struct Table {
+    static constexpr Function of_rows[] = {weighed_tile<Real, V, m + 1>...};
+  };
+  template <int... m>
+  static constexpr Table<m...> table(std::integer_sequence<int, m...>) {
+    return {};
+  }
+  using All = decltype(table(std::make_integer_sequence<int, weighed_rows_of[V]>{}));
+};
 
 // How a problem is cut.
 struct Weighing {
@@ -41,12 +131,12 @@ class Weigh {
       tap_step_[s] = axis.input_dilation / common;
       partner_step_[s] = axis.dilation / common;
     }
-    const int64_t row = plan_.over_input ? plan_.y_block : plan_.x_block;
-    const int64_t column = plan_.over_input ? plan_.x_block : plan_.y_block;
-    for (int64_t n = 0; n < table_steps; ++n) {
-      row_step_[n] = n * row;
-      column_step_[n] = n * column;
-    }
+    x_step_ = p.x_batch_stride * int64_t{sizeof(T)};
+    y_step_ = p.y_batch_stride * int64_t{sizeof(T)};
+    idle_ = reinterpret_cast<const char*>(arena_);
+    int64_t taps = 1;
+    for (int s = 0; s < z_; ++s) taps *= p.axes[s].kernel;
+    moving_ = plan_.samples >= p.batch && plan_.tap_rows == taps;
   }
 
   static UNSHARED_INLINE const char* declines(const Problem& p) {
@@ -64,38 +154,23 @@ class Weigh {
   }
 
   void run(int64_t begin, int64_t end) {
-    const int64_t shares = y_shares(p, plan_), groups_of_rows = groups(p, plan_, call_);
-    for (int64_t item = begin; item < end; ++item) {
-      int64_t flat = item;
-      const auto next = [&](int64_t count) __attribute__((always_inline)) {
-        const int64_t at = flat % count;
-        flat /= count;
-        return at;
-      };
-      const int64_t group = next(groups_of_rows), share = next(shares), part = next(plan_.x_parts),
-                    strip = next(plan_.strips), length = p.axes[z_].output;
-      for (int s = z_ - 2; s >= 0; --s) index_[s] = next(p.axes[s].output);
-      for (int s = 0; s < z_ - 1; ++s) find(s);
-      x_ = block(p.in_channels, part, plan_.x_parts);
-      y_begin_ = share * plan_.y_parts / shares;
-      y_end_ = (share + 1) * plan_.y_parts / shares;
-      take(strip * length / plan_.strips, (strip + 1) * length / plan_.strips);
-      forget();
-      const int64_t rows = rows_of(p);
-      for (int64_t row = group * rows / groups_of_rows; row < (group + 1) * rows / groups_of_rows;
-           ++row) {
-        if (z_ > 0) {
-          index_[z_ - 1] = row;
-          find(z_ - 1);
-        }
-        compute();
-      }
+    Strip next;
+    enter(next, begin);
+    for (int64_t item = begin; item < end;) {
+      here_ = next;
+      if (here_.row == here_.first_row) forget();
+      const bool same = here_.row + 1 < here_.last_row;
+      if (same)
+        to_row(next, here_.row + 1);
+      else if (++item < end)
+        enter(next, item);
+      compute(item < end ? &next : nullptr, !same);
     }
   }
 
  private:
   static constexpr bool plain = sizeof(T) == sizeof(Real);
-  static constexpr int table_steps = 256, longest_strip = 32, most_tap_rows = 256;
+  static constexpr int longest_strip = 32, most_tap_rows = 256, most_fed = 512;
   static constexpr int64_t arena_reals = 180 * 1024 / sizeof(Real);
   static constexpr int64_t sums_reals = 42 * 1024 / sizeof(Real);
   static constexpr int64_t widest = 64;  // channels staged together
@@ -194,109 +269,175 @@ class Weigh {
     return w;
   }
 
-  UNSHARED_INLINE void find(int s) {
-    reach_[s] = reach_of(p.axes[s], false, index_[s], tap_step_[s]);
+  // A strip of places, and what it sees.
+  struct Strip {
+    int64_t index[max_axes];  // of all axes but the last
+    Reach reach[max_axes], at[longest_strip];
+    int64_t begin, places;  // along the last axis
+    int64_t low, unit, window;  // its pixels
+    int64_t row, first_row, last_row;  // along the axis before
+    int64_t taps;  // rows of the window
+    Range x, y_parts;  // channels of x; blocks of channels of y
+  };
+
+  void enter(Strip& s, int64_t item) const {
+    int64_t flat = item;
+    const auto next = [&](int64_t count) __attribute__((always_inline)) {
+      const int64_t at = flat % count;
+      flat /= count;
+      return at;
+    };
+    const int64_t groups_of_rows = groups(p, plan_, call_), shares = y_shares(p, plan_);
+    const int64_t group = next(groups_of_rows), share = next(shares), part = next(plan_.x_parts),
+                  strip = next(plan_.strips);
+    for (int d = z_ - 2; d >= 0; --d) s.index[d] = next(p.axes[d].output);
+    s.x = block(p.in_channels, part, plan_.x_parts);
+    s.y_parts = {share * plan_.y_parts / shares, (share + 1) * plan_.y_parts / shares};
+    s.first_row = group * rows_of(p) / groups_of_rows;
+    s.last_row = (group + 1) * rows_of(p) / groups_of_rows;
+    const Axis& last = p.axes[z_];
+    s.begin = strip * last.output / plan_.strips;
+    s.places = (strip + 1) * last.output / plan_.strips - s.begin;
+    int64_t high = s.low = -1;
+    s.unit = s.places == 1 ? partner_step_[z_] : 1;
+    for (int64_t j = 0; j < s.places; ++j) {
+      const Reach reach = s.at[j] = reach_of(last, false, s.begin + j, tap_step_[z_]);
+      if (reach.count == 0) continue;
+      if (s.low < 0 || reach.partner < s.low) s.low = reach.partner;
+      high = greater(high, reach.partner + (reach.count - 1) * partner_step_[z_]);
+    }
+    s.window = s.low < 0 ? 0 : (high - s.low) / s.unit + 1;
+    to_row(s, s.first_row);
+  }
+  UNSHARED_INLINE void to_row(Strip& s, int64_t row) const {
+    s.row = row;
+    if (z_ > 0) s.index[z_ - 1] = row;
+    s.taps = s.window == 0 ? 0 : 1;
+    for (int d = 0; d < z_; ++d) {
+      s.reach[d] = reach_of(p.axes[d], false, s.index[d], tap_step_[d]);
+      s.taps *= s.reach[d].count;
+    }
   }
   UNSHARED_INLINE void forget() {
     for (int64_t q = 0; q < plan_.tap_rows; ++q) staged_[q] = -1;
   }
 
-  // The places [begin, end) of the last axis, and what they see.
-  UNSHARED_INLINE void take(int64_t begin, int64_t end) {
-    int64_t high = low_ = -1;
-    places_ = end - begin;
-    begin_ = begin;
-    unit_ = places_ == 1 ? partner_step_[z_] : 1;
-    for (int64_t j = 0; j < places_; ++j) {
-      const Reach reach = at_[j] = reach_of(p.axes[z_], false, begin + j, tap_step_[z_]);
-      if (reach.count == 0) continue;
-      if (low_ < 0 || reach.partner < low_) low_ = reach.partner;
-      high = greater(high, reach.partner + (reach.count - 1) * partner_step_[z_]);
+  // Row q of a strip's window: where it is in x and dw, and which place in scratch it may keep.
+  struct TapRow {
+    int64_t x, w, slot, row;
+  };
+  UNSHARED_INLINE TapRow tap_row(const Strip& s, int64_t q) const {
+    TapRow found{s.x.begin * p.x_channel_stride + s.low * p.axes[z_].x_stride, 0, 0, 0};
+    int64_t step = 1;
+    for (int d = z_ - 1; d >= 0; --d) {
+      const Axis& axis = p.axes[d];
+      const int64_t at = q % s.reach[d].count;
+      q /= s.reach[d].count;
+      const int64_t partner = s.reach[d].partner + at * partner_step_[d];
+      found.x += partner * axis.x_stride;
+      found.w += (s.reach[d].tap + at * tap_step_[d]) * axis.w_tap_stride;
+      found.slot += step * (d == z_ - 1 ? partner / partner_step_[d] % axis.kernel : at);
+      step *= axis.kernel;
+      if (d == z_ - 1) found.row = partner;
     }
-    window_ = low_ < 0 ? 0 : (high - low_) / unit_ + 1;
+    return found;
   }
 
-  // A strip of places.
-  void compute() {
-    const Axis& last = p.axes[z_];
-    int64_t rows = window_ == 0 ? 0 : 1;
-    for (int s = 0; s < z_; ++s) rows *= reach_[s].count;
-    T* const result = static_cast<T*>(call_.result);
-    const T* y = static_cast<const T*>(call_.second) + begin_ * last.y_stride;
-    int64_t place = begin_ * last.w_place_stride;
-    for (int s = 0; s < z_; ++s) {
-      y += index_[s] * p.axes[s].y_stride;
-      place += index_[s] * p.axes[s].w_place_stride;
+  // Lists what the next strip will read, one line of all samples each.
+  UNSHARED_INLINE void feed(const Strip* next, bool entering) {
+    fed_ = feed_x_ = feed_end_ = 0;
+    if (next == nullptr) return;
+    const T* const x = static_cast<const T*>(call_.first);
+    for (int64_t q = 0; q < next->taps && feed_end_ < most_fed; ++q) {
+      const TapRow row = tap_row(*next, q);
+      if (entering || !moving_ || staged_[row.slot] != row.row)
+        list(x + row.x, next->x.count(), p.x_channel_stride, next->window,
+             next->unit * p.axes[z_].x_stride);
     }
+    feed_x_ = feed_end_;
+    const int64_t begin = block(p.out_channels, next->y_parts.begin, plan_.y_parts).begin,
+                  end = block(p.out_channels, next->y_parts.end - 1, plan_.y_parts).end;
+    list(static_cast<const T*>(call_.second) + y_of(*next) + begin * p.y_channel_stride,
+         end - begin, p.y_channel_stride, next->places, p.axes[z_].y_stride);
+  }
+  UNSHARED_INLINE int64_t y_of(const Strip& s) const {
+    int64_t y = s.begin * p.axes[z_].y_stride;
+    for (int d = 0; d < z_; ++d) y += s.index[d] * p.axes[d].y_stride;
+    return y;
+  }
+  UNSHARED_INLINE void list(const T* from, int64_t channels, int64_t channel, int64_t pixels,
+                            int64_t pixel) {
+    const bool along = magnitude(channel) <= magnitude(pixel);  // memory runs along channels
+    const int64_t inner = along ? channels : pixels, inner_step = along ? channel : pixel,
+                  outer = along ? pixels : channels, outer_step = along ? pixel : channel;
+    const int64_t bytes = inner * inner_step * int64_t{sizeof(T)};
+    if (inner_step < 0 || bytes > 4096) return;
+    for (int64_t i = 0; i < outer; ++i) {
+      const char* const line = reinterpret_cast<const char*>(from + i * outer_step);
+      // A run that the next one continues is asked for by beginnings alone.
+      const int64_t lines = outer_step == inner * inner_step && i + 1 < outer
+                                ? ceil_div(bytes, 64)
+                                : ceil_div(bytes - int64_t{sizeof(T)}, 64) + 1;
+      for (int64_t l = 0; l < lines && feed_end_ < most_fed; ++l)
+        feed_[feed_end_++] = line + lesser(64 * l, bytes - 1);
+    }
+  }
+
+  void compute(const Strip* next, bool entering) {
+    const Axis& last = p.axes[z_];
+    T* result = static_cast<T*>(call_.result) + here_.begin * last.w_place_stride;
+    for (int d = 0; d < z_; ++d) result += here_.index[d] * p.axes[d].w_place_stride;
+    const T* const y = static_cast<const T*>(call_.second) + y_of(here_);
     if (!call_.accumulate)
-      for (int64_t j = 0; j < places_; ++j)
-        if (rows == 0 || !inside(j)) clear_padding(result + place + j * last.w_place_stride, j);
+      for (int64_t j = 0; j < here_.places; ++j)
+        if (here_.taps == 0 || !inside(j)) clear_padding(result + j * last.w_place_stride, j);
     for (int64_t n = 0; n == 0 || n < p.batch; n += plan_.samples) {
       samples_ = lesser(plan_.samples, p.batch - n);
       holds_ = call_.accumulate || n > 0;
-      if (plan_.samples < p.batch) forget();
-      for (int64_t q = 0; q < rows; q += plan_.tap_rows) {
-        tap_rows_ = lesser(plan_.tap_rows, rows - q);
-        whole_ = tap_rows_ == rows;
+      for (int64_t q = 0; q < here_.taps; q += plan_.tap_rows) {
+        tap_rows_ = lesser(plan_.tap_rows, here_.taps - q);
         stage_window(q, n);
-        for (int64_t part = y_begin_; part < y_end_; ++part) {
+        if (n == 0 && q == 0) feed(next, entering);
+        for (int64_t part = here_.y_parts.begin; part < here_.y_parts.end; ++part) {
           y_ = block(p.out_channels, part, plan_.y_parts);
           stage_places(y + n * p.y_batch_stride);
-          for (int64_t j = 0; j < places_; ++j)
-            if (at_[j].count > 0) weigh(result + place + j * last.w_place_stride, j);
+          for (int64_t j = 0; j < here_.places; ++j)
+            if (here_.at[j].count > 0) weigh(result + j * last.w_place_stride, j);
         }
       }
     }
   }
 
   UNSHARED_INLINE bool inside(int64_t j) const {
-    bool all = at_[j].count == p.axes[z_].kernel;
-    for (int s = 0; s < z_; ++s) all = all && reach_[s].count == p.axes[s].kernel;
+    bool all = here_.at[j].count == p.axes[z_].kernel;
+    for (int d = 0; d < z_; ++d) all = all && here_.reach[d].count == p.axes[d].kernel;
     return all;
   }
 
   // Rows [first, first + tap_rows_) of the window, as far as they do not stand there already.
   UNSHARED_INLINE void stage_window(int64_t first, int64_t n) {
     const int64_t pixel = plan_.samples * plan_.x_block;
-    const bool moving = plan_.samples >= p.batch && plan_.tap_rows >= tap_rows_of_all();
     for (int64_t q = 0; q < tap_rows_; ++q) {
-      int64_t flat = first + q, slot = 0, step = 1, row = 0;
-      const T* x = static_cast<const T*>(call_.first) + n * p.x_batch_stride +
-                   x_.begin * p.x_channel_stride + low_ * p.axes[z_].x_stride;
-      w_[q] = 0;
-      for (int s = z_ - 1; s >= 0; --s) {
-        const Axis& axis = p.axes[s];
-        const int64_t at = flat % reach_[s].count;
-        flat /= reach_[s].count;
-        const int64_t partner = reach_[s].partner + at * partner_step_[s];
-        x += partner * axis.x_stride;
-        w_[q] += (reach_[s].tap + at * tap_step_[s]) * axis.w_tap_stride;
-        slot += step * (s == z_ - 1 ? partner / partner_step_[s] % axis.kernel : at);
-        step *= axis.kernel;
-        if (s == z_ - 1) row = partner;
-      }
-      if (!moving) slot = q;
+      const TapRow row = tap_row(here_, first + q);
+      const int64_t slot = moving_ ? row.slot : q;
+      w_[q] = row.w;
       slot_[q] = slot * plan_.window * pixel;
-      if (moving && staged_[slot] == row) continue;
-      staged_[slot] = row;
+      if (moving_ && staged_[slot] == row.row) continue;
+      staged_[slot] = row.row;
       Box box;
       box.add(samples_, p.x_batch_stride, plan_.x_block);
-      box.add(window_, unit_ * p.axes[z_].x_stride, pixel);
-      box.lanes = x_.count();
+      box.add(here_.window, here_.unit * p.axes[z_].x_stride, pixel);
+      box.lanes = here_.x.count();
       box.lane_memory = p.x_channel_stride;
-      stage(box, x, arena_ + slot_[q]);
+      stage(box, static_cast<const T*>(call_.first) + n * p.x_batch_stride + row.x,
+            arena_ + slot_[q]);
     }
-  }
-  UNSHARED_INLINE int64_t tap_rows_of_all() const {
-    int64_t rows = 1;
-    for (int s = 0; s < z_; ++s) rows *= p.axes[s].kernel;
-    return rows;
   }
 
   UNSHARED_INLINE void stage_places(const T* y) {
     Box box;
     box.add(samples_, p.y_batch_stride, plan_.y_block);
-    box.add(places_, p.axes[z_].y_stride, plan_.samples * plan_.y_block);
+    box.add(here_.places, p.axes[z_].y_stride, plan_.samples * plan_.y_block);
     box.lanes = y_.count();
     box.lane_memory = p.y_channel_stride;
     stage(box, y + y_.begin * p.y_channel_stride, arena_ + plan_.window_reals);
@@ -305,40 +446,47 @@ class Weigh {
   // One place, all taps of the rows staged, one block of channels each.
   UNSHARED_INLINE void weigh(T* result, int64_t j) {
     const Axis& last = p.axes[z_];
-    const Reach& reach = at_[j];
+    const Reach& reach = here_.at[j];
     const bool over = plan_.over_input;
-    const Range rows = over ? y_ : x_, columns = over ? x_ : y_;
+    const Range rows = over ? y_ : here_.x, columns = over ? here_.x : y_;
     const int64_t w_row = over ? p.w_out_stride : p.w_in_stride,
                   w_column = over ? p.w_in_stride : p.w_out_stride,
                   w_tap = tap_step_[z_] * last.w_tap_stride;
     result += rows.begin * w_row + columns.begin * w_column + reach.tap * last.w_tap_stride;
 
-    const int64_t pixel = plan_.samples * plan_.x_block, step = partner_step_[z_] / unit_ * pixel;
-    const Real* const x = arena_ + (reach.partner - low_) / unit_ * pixel;
+    const int64_t pixel = plan_.samples * plan_.x_block, step = partner_step_[z_] / here_.unit * pixel;
+    const Real* const x = arena_ + (reach.partner - here_.low) / here_.unit * pixel;
     const Real* const y = arena_ + plan_.window_reals + j * plan_.samples * plan_.y_block;
-    Micro<Real> t{};
-    t.a_row = 1;
-    t.a_step = row_step_;
-    t.b_step = column_step_;
+    Weighed<Real> t{};
+    t.a_step = over ? plan_.y_block : plan_.x_block;
+    t.b_step = over ? plan_.x_block : plan_.y_block;
+    t.steps = samples_;
     t.from_zero = !holds_;
-    t.last = L::count;
-    t.ahead = reinterpret_cast<const char*>(y);
+    t.out_row = w_row * int64_t{sizeof(T)};
     if constexpr (plain)
       if (plan_.direct) {
         t.c_row = w_row;
-        for (int64_t q = 0; q < tap_rows_; ++q)
-          for (int64_t k = 0; k < reach.count; ++k) {
-            const Real* const at = x + slot_[q] + k * step;
-            t.a = over ? y : at;
-            t.b = over ? at : y;
-            t.c = result + w_[q] + k * w_tap;
-            multiply(t, rows.count(), columns.count());
-          }
+        // Rows of x that share a line, so that all taps of the place find them in a cache.
+        for (int64_t row = 0; row < rows.count(); row += L::count) {
+          const int64_t height = lesser(L::count, rows.count() - row);
+          for (int64_t q = 0; q < tap_rows_; ++q)
+            for (int64_t k = 0; k < reach.count; ++k) {
+              const Real* const at = x + slot_[q] + k * step;
+              t.a = (over ? y : at) + row;
+              t.b = over ? at : y;
+              t.c = result + row * w_row + w_[q] + k * w_tap;
+              const T* const next = k + 1 < reach.count             ? t.c + w_tap
+                                    : q + 1 < tap_rows_             ? t.c + w_[q + 1] - w_[q] - k * w_tap
+                                    : row + L::count < rows.count() ? result + (row + L::count) * w_row + w_[0]
+                                                        : result + last.w_place_stride + w_[0];
+              multiply(t, height, columns.count(), ends(next));
+            }
+        }
         return;
       }
 
     // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room.
-    const int64_t tap_counts[] = {whole_ ? tap_rows_ * reach.count : 0, reach.count, 1};
+    const int64_t tap_counts[] = {tap_rows_ == here_.taps ? tap_rows_ * reach.count : 0, reach.count, 1};
     int64_t high = 0, wide = 0;
     int level = 0;
     for (bool found = false; !found; level += !found)
@@ -351,6 +499,7 @@ class Weigh {
     high = ceil_div(rows.count(), ceil_div(rows.count(), high));
     const int64_t q_unit = level == 0 ? tap_rows_ : 1, k_unit = level == 2 ? 1 : reach.count;
     Real* const sums = arena_ + arena_reals - sums_reals;
+    t.out_row = 0;
     for (int64_t q = 0; q < tap_rows_; q += q_unit)
       for (int64_t k = 0; k < reach.count; k += k_unit)
         for (int64_t column = 0; column < columns.count(); column += wide)
@@ -361,7 +510,7 @@ class Weigh {
             int order[max_axes + 1];
             for (int s = 0; s <= z_ + 1; ++s) {
               if (s < z_)
-                loop[s] = {level == 0 ? reach_[s].count : 1,
+                loop[s] = {level == 0 ? here_.reach[s].count : 1,
                            tap_step_[s] * p.axes[s].w_tap_stride, 0};
               else if (s == z_)
                 loop[s] = {k_unit, w_tap, 0};
@@ -393,7 +542,7 @@ class Weigh {
                 t.a = (over ? y : pixels) + row;
                 t.b = (over ? pixels : y) + column;
                 t.c = sums + c + (h - k) * loop[z_].second;
-                multiply(t, height, box.lanes);
+                multiply(t, height, box.lanes, idle_);
               }
               for (int s = z_ - 1; s >= 0; --s) {
                 c += loop[s].second;
@@ -407,42 +556,60 @@ class Weigh {
   }
   static UNSHARED_INLINE int64_t magnitude(int64_t n) { return n < 0 ? -n : n; }
 
-  UNSHARED_INLINE void multiply(Micro<Real> t, int64_t rows, int64_t columns) {
-    constexpr int64_t most = vector_registers == 16 ? 3 : 4;
+  // Rows by columns; `next`: where the sums of the next call will be in dw.
+  UNSHARED_INLINE void multiply(Weighed<Real> t, int64_t rows, int64_t columns, const char* next) {
     int64_t vectors = ceil_div(columns, L::count);
-    const Real* const a = t.a;
     while (vectors > 0) {
-      const int64_t wide = ceil_div(vectors, ceil_div(vectors, most));
-      Micro<Real> here = t;
-      for (int64_t n = 0; n == 0 || n < samples_; n += table_steps) {
-        here.steps = lesser(table_steps, samples_ - n);
-        micro_rows(here, rows, wide);
-        here.a += table_steps * row_step_[1];
-        here.b += table_steps * column_step_[1];
-        here.from_zero = false;
-      }
-      t.a = a;
+      const int64_t wide = ceil_div(vectors, ceil_div(vectors, weighed_vectors));
+      vectors -= wide;
+      const char* const beside = vectors > 0 ? ends(t.c + wide * L::count) : next;
+      if (wide == 1) tiles<1>(t, rows, beside);
+      if (wide == 2) tiles<2>(t, rows, beside);
+      if (wide == 3) tiles<3>(t, rows, beside);
+      if constexpr (weighed_vectors == 4)
+        if (wide == 4) tiles<4>(t, rows, beside);
       t.b += wide * L::count;
       t.c += wide * L::count;
-      vectors -= wide;
+    }
+  }
+  // The last byte of a vector: if it crosses lines, the first of them belongs to its neighbour.
+  static UNSHARED_INLINE const char* ends(const void* vector) {
+    return static_cast<const char*>(vector) + L::count * sizeof(Real) - 1;
+  }
+  template <int V>
+  UNSHARED_INLINE void tiles(Weighed<Real> t, int64_t rows, const char* next) {
+    int64_t count = ceil_div(rows, weighed_rows_of[V]);
+    for (int64_t row = 0; row < rows; --count) {
+      const int64_t height = ceil_div(rows - row, count);
+      t.out_ahead = count > 1 ? ends(t.c + height * t.c_row) : next;
+      t.in_ahead = idle_;
+      t.in_step = 0;
+      if (fed_ < feed_end_) {
+        t.in_step = fed_ < feed_x_ ? x_step_ : y_step_;
+        t.in_ahead = feed_[fed_++];
+      }
+      WeighedTiles<Real, V>::All::of_rows[height - 1](t);
+      t.a += height;
+      t.c += height * t.c_row;
+      row += height;
     }
   }
 
   // Zero for every tap of place j that falls into padding.
   UNSHARED_INLINE void clear_padding(T* result, int64_t j) const {
-    const int64_t y_begin = block(p.out_channels, y_begin_, plan_.y_parts).begin,
-                  y_end = block(p.out_channels, y_end_ - 1, plan_.y_parts).end;
+    const int64_t y_begin = block(p.out_channels, here_.y_parts.begin, plan_.y_parts).begin,
+                  y_end = block(p.out_channels, here_.y_parts.end - 1, plan_.y_parts).end;
     reference::Index k{};
     do {
       int64_t w = 0;
       bool in_chain = true;
       for (int s = 0; s <= z_; ++s) {
-        const int64_t o = s == z_ ? begin_ + j : index_[s];
+        const int64_t o = s == z_ ? here_.begin + j : here_.index[s];
         in_chain = in_chain && p.axes[s].source(o, k.at[s]) >= 0;
         w += k.at[s] * p.axes[s].w_tap_stride;
       }
       if (in_chain) continue;
-      for (int64_t a = x_.begin; a < x_.end; ++a)
+      for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
         for (int64_t b = y_begin; b < y_end; ++b)
           result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
     } while (reference::next(p, k));
@@ -452,13 +619,16 @@ class Weigh {
   const Call& call_;
   const Weighing plan_;
   const int z_;  // the last axis
-  int64_t tap_step_[max_axes], partner_step_[max_axes], index_[max_axes];
-  Reach reach_[max_axes], at_[longest_strip];
-  Range x_, y_;
-  int64_t y_begin_, y_end_, begin_, places_, low_, unit_, window_, samples_, tap_rows_;
-  bool holds_, whole_;
+  bool moving_;  // the whole window stands in scratch
+  int64_t tap_step_[max_axes], partner_step_[max_axes];
+  Strip here_;
+  Range y_;
+  int64_t samples_, tap_rows_;
+  bool holds_;
   int64_t staged_[most_tap_rows], slot_[most_tap_rows], w_[most_tap_rows];
-  int64_t row_step_[table_steps], column_step_[table_steps];
+  const char* idle_;
+  const char* feed_[most_fed];
+  int64_t fed_ = 0, feed_x_ = 0, feed_end_ = 0, x_step_, y_step_;
   alignas(64) Real arena_[arena_reals + L::count];
 };
 
