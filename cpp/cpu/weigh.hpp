@@ -113,7 +113,7 @@ struct Weighing {
   int64_t samples = 0;  // staged together
   int64_t tap_rows = 0;  // rows of the window (taps of all axes but the last) staged together
   int64_t x_block = 0, x_parts = 0, y_block = 0, y_parts = 0;  // channels staged together
-  int64_t strip = 0, strips = 0;  // places along the last axis
+  int64_t strips = 0;  // of places along the last axis
   int64_t window = 0, window_reals = 0, y_reals = 0;  // pixels of a row; room
 };
 
@@ -173,7 +173,7 @@ class Weigh {
   static constexpr int longest_strip = 32, most_tap_rows = 256, most_fed = 512;
   static constexpr int64_t arena_reals = 180 * 1024 / sizeof(Real);
   static constexpr int64_t sums_reals = 42 * 1024 / sizeof(Real);
-  static constexpr int64_t widest = 64;  // channels staged together
+  static constexpr int64_t widest = 4;  // vectors of channels staged together
 
   struct Range {
     int64_t begin, end;
@@ -184,9 +184,6 @@ class Weigh {
     const int64_t vectors = ceil_div(channels, L::count);
     return {part * vectors / parts * L::count,
             lesser((part + 1) * vectors / parts * L::count, channels)};
-  }
-  static UNSHARED_INLINE int64_t block_of(int64_t channels, int64_t parts) {
-    return greater(1, ceil_div(ceil_div(channels, L::count), parts)) * L::count;
   }
   static UNSHARED_INLINE int64_t rows_of(const Problem& p) {
     return p.axis_count > 1 ? p.axes[p.axis_count - 2].output : 1;
@@ -232,41 +229,67 @@ class Weigh {
     for (int s = 0; s + 1 < p.axis_count; ++s) rows = lesser(rows * p.axes[s].kernel, max_extent);
     w.tap_rows = lesser(rows, most_tap_rows);
     w.samples = greater(p.batch, 1);
-    w.y_parts = greater(1, ceil_div(p.out_channels, widest));
-    w.x_parts = greater(1, ceil_div(p.in_channels, widest));
+    const int64_t x_vectors = greater(1, ceil_div(p.in_channels, L::count)),
+                  y_vectors = greater(1, ceil_div(p.out_channels, L::count));
     const int64_t room = arena_reals - (w.direct ? 0 : sums_reals);
     const auto fits = [&](int64_t places) {
-      w.x_block = block_of(p.in_channels, w.x_parts);
-      w.y_block = block_of(p.out_channels, w.y_parts);
+      w.x_block = ceil_div(x_vectors, w.x_parts) * L::count;
+      w.y_block = ceil_div(y_vectors, w.y_parts) * L::count;
       const int64_t pixel = lesser(w.samples * w.x_block, max_extent);
       w.window = window_of(last, places);
       w.window_reals = w.tap_rows * lesser(w.window * pixel, max_extent);
       w.y_reals = places * w.samples * w.y_block;
       return w.window_reals + w.y_reals <= room;
     };
-    const auto shrink = [&](int64_t& parts, int64_t channels) {
-      if (block_of(channels, parts) == L::count) return false;
-      while (block_of(channels, parts) == block_of(channels, parts + 1)) ++parts;
-      ++parts;
-      return true;
-    };
-    // What helps least to have together is given up first.
-    while (!fits(1)) {
-      if (w.y_block > w.x_block && shrink(w.y_parts, p.out_channels)) continue;
-      if (shrink(w.x_parts, p.in_channels) || shrink(w.y_parts, p.out_channels)) continue;
+    // Vectors of channels staged together, and places: what takes the least time for each place.
+    Weighing best;
+    double least = 0;
+    for (int64_t x_wide = widest; x_wide > 0; --x_wide)
+      for (int64_t y_wide = widest; y_wide > 0; --y_wide) {
+        w.x_parts = ceil_div(x_vectors, x_wide);
+        w.y_parts = ceil_div(y_vectors, y_wide);
+        if (!fits(1)) continue;
+        w.strips = greater(1, ceil_div(last.output, longest_strip));
+        while (!fits(ceil_div(last.output, w.strips))) ++w.strips;
+        const double cost = cost_of(p, w, rows) / static_cast<double>(w.strips == 0 ? 1 : ceil_div(last.output, w.strips));
+        if (least > 0 && cost >= least) continue;
+        least = cost;
+        best = w;
+      }
+    if (least > 0) return best;
+    w.strips = greater(1, last.output);
+    while (!fits(1))
       if (w.tap_rows > 1)
         w.tap_rows = ceil_div(rows, ceil_div(rows, w.tap_rows) + 1);
       else if (w.samples > 1)
         w.samples = ceil_div(p.batch, ceil_div(p.batch, w.samples) + 1);
       else
         return {};
-    }
-    w.strip = 1;
-    while (w.strip < lesser(last.output, longest_strip) && fits(w.strip + 1)) ++w.strip;
-    w.strips = greater(1, ceil_div(last.output, w.strip));
-    w.strip = ceil_div(last.output, w.strips);
-    fits(w.strip);
     return w;
+  }
+
+  // About how many cycles a strip takes for each sample, beyond multiplications.
+  static UNSHARED_INLINE double cost_of(const Problem& p, const Weighing& w, int64_t rows) {
+    const Axis& last = p.axes[p.axis_count - 1];
+    const int64_t places = ceil_div(last.output, w.strips);
+    const auto staging = [](int64_t pixels, int64_t channel, int64_t pixel) {
+      if (channel == 1) return 5 * pixels;
+      if (pixel != 1) return 2 * pixels * L::count;
+      return plain && 2 * pixels <= L::count ? 3 * int64_t{L::count} : 6 * ceil_div(pixels, L::count) * L::count;
+    };
+    int64_t fresh = rows;
+    if (p.axis_count > 1 && w.tap_rows == rows) {
+      const Axis& axis = p.axes[p.axis_count - 2];
+      fresh = rows / axis.kernel * lesser(axis.kernel, axis.stride);
+    }
+    const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts * w.x_block,
+                  y = staging(places, p.y_channel_stride, last.y_stride) * w.x_parts * w.y_parts * w.y_block;
+    const int64_t tile_rows = w.over_input ? w.y_block : w.x_block,
+                  tile_columns = (w.over_input ? w.x_block : w.y_block) / L::count,
+                  wide = lesser(tile_columns, weighed_vectors);
+    const int64_t tiles = ceil_div(tile_columns, wide) * ceil_div(tile_rows, weighed_rows_of[wide]) * w.x_parts * w.y_parts;
+    return static_cast<double>(x + y) / L::count +
+           30.0 * static_cast<double>(tiles * rows * last.kernel * places) / static_cast<double>(w.samples);
   }
 
   // A strip of places, and what it sees.
@@ -360,6 +383,11 @@ class Weigh {
     list(static_cast<const T*>(call_.second) + y_of(*next) + begin * p.y_channel_stride,
          end - begin, p.y_channel_stride, next->places, p.axes[z_].y_stride);
   }
+  UNSHARED_INLINE int64_t w_of(const Strip& s) const {
+    int64_t w = s.begin * p.axes[z_].w_place_stride;
+    for (int d = 0; d < z_; ++d) w += s.index[d] * p.axes[d].w_place_stride;
+    return w;
+  }
   UNSHARED_INLINE int64_t y_of(const Strip& s) const {
     int64_t y = s.begin * p.axes[z_].y_stride;
     for (int d = 0; d < z_; ++d) y += s.index[d] * p.axes[d].y_stride;
@@ -385,8 +413,7 @@ class Weigh {
 
   void compute(const Strip* next, bool entering) {
     const Axis& last = p.axes[z_];
-    T* result = static_cast<T*>(call_.result) + here_.begin * last.w_place_stride;
-    for (int d = 0; d < z_; ++d) result += here_.index[d] * p.axes[d].w_place_stride;
+    T* const result = static_cast<T*>(call_.result) + w_of(here_);
     const T* const y = static_cast<const T*>(call_.second) + y_of(here_);
     if (!call_.accumulate)
       for (int64_t j = 0; j < here_.places; ++j)
@@ -401,8 +428,11 @@ class Weigh {
         for (int64_t part = here_.y_parts.begin; part < here_.y_parts.end; ++part) {
           y_ = block(p.out_channels, part, plan_.y_parts);
           stage_places(y + n * p.y_batch_stride);
-          for (int64_t j = 0; j < here_.places; ++j)
-            if (here_.at[j].count > 0) weigh(result + j * last.w_place_stride, j);
+          for (int64_t j = 0; j < here_.places; ++j) {
+            T* const place = result + j * last.w_place_stride;
+            out_ahead_ = j + 1 < here_.places ? last.w_place_stride : next != nullptr ? static_cast<T*>(call_.result) + w_of(*next) - place : 0;
+            if (here_.at[j].count > 0) weigh(place, j);
+          }
         }
       }
     }
@@ -475,11 +505,10 @@ class Weigh {
               t.a = (over ? y : at) + row;
               t.b = over ? at : y;
               t.c = result + row * w_row + w_[q] + k * w_tap;
-              const T* const next = k + 1 < reach.count             ? t.c + w_tap
-                                    : q + 1 < tap_rows_             ? t.c + w_[q + 1] - w_[q] - k * w_tap
-                                    : row + L::count < rows.count() ? result + (row + L::count) * w_row + w_[0]
-                                                        : result + last.w_place_stride + w_[0];
-              multiply(t, height, columns.count(), ends(next));
+              const Real* const next = k + 1 < reach.count ? t.c + w_tap
+                                       : q + 1 < tap_rows_ ? t.c + w_[q + 1] - w_[q] - k * w_tap
+                                                           : t.c + L::count * w_row + w_[0] - w_[q] - k * w_tap;
+              multiply(t, height, columns.count(), next);
             }
         }
         return;
@@ -542,7 +571,7 @@ class Weigh {
                 t.a = (over ? y : pixels) + row;
                 t.b = (over ? pixels : y) + column;
                 t.c = sums + c + (h - k) * loop[z_].second;
-                multiply(t, height, box.lanes, idle_);
+                multiply(t, height, box.lanes, t.c);
               }
               for (int s = z_ - 1; s >= 0; --s) {
                 c += loop[s].second;
@@ -556,13 +585,13 @@ class Weigh {
   }
   static UNSHARED_INLINE int64_t magnitude(int64_t n) { return n < 0 ? -n : n; }
 
-  // Rows by columns; `next`: where the sums of the next call will be in dw.
-  UNSHARED_INLINE void multiply(Weighed<Real> t, int64_t rows, int64_t columns, const char* next) {
+  // Rows by columns; `next`: where the sums of the next call will stand.
+  UNSHARED_INLINE void multiply(Weighed<Real> t, int64_t rows, int64_t columns, const Real* next) {
     int64_t vectors = ceil_div(columns, L::count);
     while (vectors > 0) {
       const int64_t wide = ceil_div(vectors, ceil_div(vectors, weighed_vectors));
       vectors -= wide;
-      const char* const beside = vectors > 0 ? ends(t.c + wide * L::count) : next;
+      const Real* const beside = vectors > 0 ? t.c + wide * L::count : next;
       if (wide == 1) tiles<1>(t, rows, beside);
       if (wide == 2) tiles<2>(t, rows, beside);
       if (wide == 3) tiles<3>(t, rows, beside);
@@ -572,16 +601,17 @@ class Weigh {
       t.c += wide * L::count;
     }
   }
-  // The last byte of a vector: if it crosses lines, the first of them belongs to its neighbour.
-  static UNSHARED_INLINE const char* ends(const void* vector) {
-    return static_cast<const char*>(vector) + L::count * sizeof(Real) - 1;
-  }
   template <int V>
-  UNSHARED_INLINE void tiles(Weighed<Real> t, int64_t rows, const char* next) {
+  UNSHARED_INLINE void tiles(Weighed<Real> t, int64_t rows, const Real* next) {
     int64_t count = ceil_div(rows, weighed_rows_of[V]);
     for (int64_t row = 0; row < rows; --count) {
       const int64_t height = ceil_div(rows - row, count);
-      t.out_ahead = count > 1 ? ends(t.c + height * t.c_row) : next;
+      // Lines of dw are asked for a tile ahead, or a place if tiles are small; by the last byte of
+      // a vector: if it crosses lines, the first is its neighbour's, too.
+      const Real* const out = V == 1      ? t.c + out_ahead_
+                              : count > 1 ? t.c + height * t.c_row
+                                          : next;
+      t.out_ahead = reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
       t.in_step = 0;
       if (fed_ < feed_end_) {
@@ -609,9 +639,16 @@ class Weigh {
         w += k.at[s] * p.axes[s].w_tap_stride;
       }
       if (in_chain) continue;
-      for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
+      if (p.w_out_stride == 1)
+        for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
+          __builtin_memset(result + w + a * p.w_in_stride + y_begin, 0, (y_end - y_begin) * sizeof(T));
+      else if (p.w_in_stride == 1)
         for (int64_t b = y_begin; b < y_end; ++b)
-          result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
+          __builtin_memset(result + w + here_.x.begin + b * p.w_out_stride, 0, here_.x.count() * sizeof(T));
+      else
+        for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
+          for (int64_t b = y_begin; b < y_end; ++b)
+            result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
     } while (reference::next(p, k));
   }
 
@@ -623,7 +660,7 @@ class Weigh {
   int64_t tap_step_[max_axes], partner_step_[max_axes];
   Strip here_;
   Range y_;
-  int64_t samples_, tap_rows_;
+  int64_t samples_, tap_rows_, out_ahead_;
   bool holds_;
   int64_t staged_[most_tap_rows], slot_[most_tap_rows], w_[most_tap_rows];
   const char* idle_;
