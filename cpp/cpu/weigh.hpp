@@ -110,11 +110,9 @@ struct WeighedTiles {
 struct Weighing {
   bool over_input = false;  // columns are input channels, rows output channels; else the other way
   bool direct = false;  // sums are kept in dw itself
-  int64_t samples = 0;  // staged together
-  int64_t tap_rows = 0;  // rows of the window (taps of all axes but the last) staged together
   int64_t x_block = 0, x_parts = 0, y_block = 0, y_parts = 0;  // channels staged together
-  int64_t strips = 0;  // of places along the last axis
-  int64_t window = 0, window_reals = 0, y_reals = 0;  // pixels of a row; room
+  int64_t strips = 0;  // of places along the last axis; 0: it does not fit
+  int64_t window = 0, window_reals = 0;  // pixels of a row; room for all rows
 };
 
 template <class T>
@@ -134,16 +132,13 @@ class Weigh {
     x_step_ = p.x_batch_stride * int64_t{sizeof(T)};
     y_step_ = p.y_batch_stride * int64_t{sizeof(T)};
     idle_ = reinterpret_cast<const char*>(arena_);
-    int64_t taps = 1;
-    for (int s = 0; s < z_; ++s) taps *= p.axes[s].kernel;
-    moving_ = plan_.samples >= p.batch && plan_.tap_rows == taps;
   }
 
   static UNSHARED_INLINE const char* declines(const Problem& p) {
     const Weighing w = plan(p);
-    if (w.samples == 0) return "a row of taps is too long to be staged";
-    if (!plain && p.batch > w.samples)
-      return "sums of half precision cannot be kept in the result, and the batch does not fit";
+    if (w.strips == 0) return "what a place sees of all samples is too large to be staged";
+    if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8)
+      return "what is staged would be used too few times";
     return nullptr;
   }
 
@@ -225,21 +220,18 @@ class Weigh {
     w.direct = plain && (w.over_input ? p.w_in_stride == 1 && p.in_channels % L::count == 0
                                       : p.w_out_stride == 1 && p.out_channels % L::count == 0);
     const Axis& last = p.axes[p.axis_count - 1];
-    int64_t rows = 1;  // of the window
-    for (int s = 0; s + 1 < p.axis_count; ++s) rows = lesser(rows * p.axes[s].kernel, max_extent);
-    w.tap_rows = lesser(rows, most_tap_rows);
-    w.samples = greater(p.batch, 1);
+    const int64_t samples = greater(p.batch, 1), rows = taps_of(p) / last.kernel;  // of the window
+    if (rows > most_tap_rows) return {};
     const int64_t x_vectors = greater(1, ceil_div(p.in_channels, L::count)),
                   y_vectors = greater(1, ceil_div(p.out_channels, L::count));
     const int64_t room = arena_reals - (w.direct ? 0 : sums_reals);
     const auto fits = [&](int64_t places) {
       w.x_block = ceil_div(x_vectors, w.x_parts) * L::count;
       w.y_block = ceil_div(y_vectors, w.y_parts) * L::count;
-      const int64_t pixel = lesser(w.samples * w.x_block, max_extent);
+      const int64_t pixel = lesser(samples * w.x_block, max_extent);
       w.window = window_of(last, places);
-      w.window_reals = w.tap_rows * lesser(w.window * pixel, max_extent);
-      w.y_reals = places * w.samples * w.y_block;
-      return w.window_reals + w.y_reals <= room;
+      w.window_reals = rows * lesser(w.window * pixel, max_extent);
+      return w.window_reals + places * samples * w.y_block <= room;
     };
     // Vectors of channels staged together, and places: what takes the least time for each place.
     Weighing best;
@@ -250,46 +242,43 @@ class Weigh {
         w.y_parts = ceil_div(y_vectors, y_wide);
         if (!fits(1)) continue;
         w.strips = greater(1, ceil_div(last.output, longest_strip));
-        while (!fits(ceil_div(last.output, w.strips))) ++w.strips;
-        const double cost = cost_of(p, w, rows) / static_cast<double>(w.strips == 0 ? 1 : ceil_div(last.output, w.strips));
+        while (!fits(greater(1, ceil_div(last.output, w.strips)))) ++w.strips;
+        const double cost = cost_of(p, w);
         if (least > 0 && cost >= least) continue;
         least = cost;
         best = w;
       }
-    if (least > 0) return best;
-    w.strips = greater(1, last.output);
-    while (!fits(1))
-      if (w.tap_rows > 1)
-        w.tap_rows = ceil_div(rows, ceil_div(rows, w.tap_rows) + 1);
-      else if (w.samples > 1)
-        w.samples = ceil_div(p.batch, ceil_div(p.batch, w.samples) + 1);
-      else
-        return {};
-    return w;
+    return best;
+  }
+  static UNSHARED_INLINE int64_t taps_of(const Problem& p) {
+    int64_t taps = 1;
+    for (int s = 0; s < p.axis_count; ++s) taps = lesser(taps * p.axes[s].kernel, max_extent);
+    return taps;
   }
 
-  // About how many cycles a strip takes for each sample, beyond multiplications.
-  static UNSHARED_INLINE double cost_of(const Problem& p, const Weighing& w, int64_t rows) {
+  // About how many cycles a place takes for each sample, beyond multiplications.
+  static UNSHARED_INLINE double cost_of(const Problem& p, const Weighing& w) {
     const Axis& last = p.axes[p.axis_count - 1];
-    const int64_t places = ceil_div(last.output, w.strips);
+    const int64_t places = greater(1, ceil_div(last.output, w.strips));
     const auto staging = [](int64_t pixels, int64_t channel, int64_t pixel) {
       if (channel == 1) return 5 * pixels;
       if (pixel != 1) return 2 * pixels * L::count;
       return plain && 2 * pixels <= L::count ? 3 * int64_t{L::count} : 6 * ceil_div(pixels, L::count) * L::count;
     };
-    int64_t fresh = rows;
-    if (p.axis_count > 1 && w.tap_rows == rows) {
+    int64_t fresh = taps_of(p) / last.kernel;  // rows of the window
+    if (p.axis_count > 1) {
       const Axis& axis = p.axes[p.axis_count - 2];
-      fresh = rows / axis.kernel * lesser(axis.kernel, axis.stride);
+      fresh = fresh / axis.kernel * lesser(axis.kernel, axis.stride);
     }
     const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts * w.x_block,
                   y = staging(places, p.y_channel_stride, last.y_stride) * w.x_parts * w.y_parts * w.y_block;
     const int64_t tile_rows = w.over_input ? w.y_block : w.x_block,
                   tile_columns = (w.over_input ? w.x_block : w.y_block) / L::count,
                   wide = lesser(tile_columns, weighed_vectors);
-    const int64_t tiles = ceil_div(tile_columns, wide) * ceil_div(tile_rows, weighed_rows_of[wide]) * w.x_parts * w.y_parts;
-    return static_cast<double>(x + y) / L::count +
-           30.0 * static_cast<double>(tiles * rows * last.kernel * places) / static_cast<double>(w.samples);
+    const int64_t tiles = ceil_div(tile_columns, wide) * ceil_div(tile_rows, weighed_rows_of[wide]);
+    return static_cast<double>(x + y) / static_cast<double>(L::count * places) +
+           30.0 * static_cast<double>(tiles * w.x_parts * w.y_parts * taps_of(p)) /
+               static_cast<double>(greater(p.batch, 1));
   }
 
   // A strip of places, and what it sees.
@@ -342,7 +331,7 @@ class Weigh {
     }
   }
   UNSHARED_INLINE void forget() {
-    for (int64_t q = 0; q < plan_.tap_rows; ++q) staged_[q] = -1;
+    for (int64_t q = 0; q < most_tap_rows; ++q) staged_[q] = -1;
   }
 
   // Row q of a strip's window: where it is in x and dw, and which place in scratch it may keep.
@@ -373,7 +362,7 @@ class Weigh {
     const T* const x = static_cast<const T*>(call_.first);
     for (int64_t q = 0; q < next->taps && feed_end_ < most_fed; ++q) {
       const TapRow row = tap_row(*next, q);
-      if (entering || !moving_ || staged_[row.slot] != row.row)
+      if (entering || staged_[row.slot] != row.row)
         list(x + row.x, next->x.count(), p.x_channel_stride, next->window,
              next->unit * p.axes[z_].x_stride);
     }
@@ -418,22 +407,17 @@ class Weigh {
     if (!call_.accumulate)
       for (int64_t j = 0; j < here_.places; ++j)
         if (here_.taps == 0 || !inside(j)) clear_padding(result + j * last.w_place_stride, j);
-    for (int64_t n = 0; n == 0 || n < p.batch; n += plan_.samples) {
-      samples_ = lesser(plan_.samples, p.batch - n);
-      holds_ = call_.accumulate || n > 0;
-      for (int64_t q = 0; q < here_.taps; q += plan_.tap_rows) {
-        tap_rows_ = lesser(plan_.tap_rows, here_.taps - q);
-        stage_window(q, n);
-        if (n == 0 && q == 0) feed(next, entering);
-        for (int64_t part = here_.y_parts.begin; part < here_.y_parts.end; ++part) {
-          y_ = block(p.out_channels, part, plan_.y_parts);
-          stage_places(y + n * p.y_batch_stride);
-          for (int64_t j = 0; j < here_.places; ++j) {
-            T* const place = result + j * last.w_place_stride;
-            out_ahead_ = j + 1 < here_.places ? last.w_place_stride : next != nullptr ? static_cast<T*>(call_.result) + w_of(*next) - place : 0;
-            if (here_.at[j].count > 0) weigh(place, j);
-          }
-        }
+    stage_window();
+    feed(next, entering);
+    for (int64_t part = here_.y_parts.begin; part < here_.y_parts.end; ++part) {
+      y_ = block(p.out_channels, part, plan_.y_parts);
+      stage_places(y);
+      for (int64_t j = 0; j < here_.places; ++j) {
+        T* const place = result + j * last.w_place_stride;
+        out_ahead_ = j + 1 < here_.places ? last.w_place_stride
+                     : next != nullptr    ? w_of(*next) - w_of(here_) - j * last.w_place_stride
+                                          : 0;
+        if (here_.taps > 0 && here_.at[j].count > 0) weigh(place, j);
       }
     }
   }
@@ -444,30 +428,28 @@ class Weigh {
     return all;
   }
 
-  // Rows [first, first + tap_rows_) of the window, as far as they do not stand there already.
-  UNSHARED_INLINE void stage_window(int64_t first, int64_t n) {
-    const int64_t pixel = plan_.samples * plan_.x_block;
-    for (int64_t q = 0; q < tap_rows_; ++q) {
-      const TapRow row = tap_row(here_, first + q);
-      const int64_t slot = moving_ ? row.slot : q;
+  // The rows of the window, as far as they do not stand there already.
+  UNSHARED_INLINE void stage_window() {
+    const int64_t pixel = p.batch * plan_.x_block;
+    for (int64_t q = 0; q < here_.taps; ++q) {
+      const TapRow row = tap_row(here_, q);
       w_[q] = row.w;
-      slot_[q] = slot * plan_.window * pixel;
-      if (moving_ && staged_[slot] == row.row) continue;
-      staged_[slot] = row.row;
+      slot_[q] = row.slot * plan_.window * pixel;
+      if (staged_[row.slot] == row.row) continue;
+      staged_[row.slot] = row.row;
       Box box;
-      box.add(samples_, p.x_batch_stride, plan_.x_block);
+      box.add(p.batch, p.x_batch_stride, plan_.x_block);
       box.add(here_.window, here_.unit * p.axes[z_].x_stride, pixel);
       box.lanes = here_.x.count();
       box.lane_memory = p.x_channel_stride;
-      stage(box, static_cast<const T*>(call_.first) + n * p.x_batch_stride + row.x,
-            arena_ + slot_[q]);
+      stage(box, static_cast<const T*>(call_.first) + row.x, arena_ + slot_[q]);
     }
   }
 
   UNSHARED_INLINE void stage_places(const T* y) {
     Box box;
-    box.add(samples_, p.y_batch_stride, plan_.y_block);
-    box.add(here_.places, p.axes[z_].y_stride, plan_.samples * plan_.y_block);
+    box.add(p.batch, p.y_batch_stride, plan_.y_block);
+    box.add(here_.places, p.axes[z_].y_stride, p.batch * plan_.y_block);
     box.lanes = y_.count();
     box.lane_memory = p.y_channel_stride;
     stage(box, y + y_.begin * p.y_channel_stride, arena_ + plan_.window_reals);
@@ -484,14 +466,14 @@ class Weigh {
                   w_tap = tap_step_[z_] * last.w_tap_stride;
     result += rows.begin * w_row + columns.begin * w_column + reach.tap * last.w_tap_stride;
 
-    const int64_t pixel = plan_.samples * plan_.x_block, step = partner_step_[z_] / here_.unit * pixel;
+    const int64_t pixel = p.batch * plan_.x_block, step = partner_step_[z_] / here_.unit * pixel;
     const Real* const x = arena_ + (reach.partner - here_.low) / here_.unit * pixel;
-    const Real* const y = arena_ + plan_.window_reals + j * plan_.samples * plan_.y_block;
+    const Real* const y = arena_ + plan_.window_reals + j * p.batch * plan_.y_block;
     Weighed<Real> t{};
     t.a_step = over ? plan_.y_block : plan_.x_block;
     t.b_step = over ? plan_.x_block : plan_.y_block;
-    t.steps = samples_;
-    t.from_zero = !holds_;
+    t.steps = p.batch;
+    t.from_zero = !call_.accumulate;
     t.out_row = w_row * int64_t{sizeof(T)};
     if constexpr (plain)
       if (plan_.direct) {
@@ -499,14 +481,14 @@ class Weigh {
         // Rows of x that share a line, so that all taps of the place find them in a cache.
         for (int64_t row = 0; row < rows.count(); row += L::count) {
           const int64_t height = lesser(L::count, rows.count() - row);
-          for (int64_t q = 0; q < tap_rows_; ++q)
+          for (int64_t q = 0; q < here_.taps; ++q)
             for (int64_t k = 0; k < reach.count; ++k) {
               const Real* const at = x + slot_[q] + k * step;
               t.a = (over ? y : at) + row;
               t.b = over ? at : y;
               t.c = result + row * w_row + w_[q] + k * w_tap;
               const Real* const next = k + 1 < reach.count ? t.c + w_tap
-                                       : q + 1 < tap_rows_ ? t.c + w_[q + 1] - w_[q] - k * w_tap
+                                       : q + 1 < here_.taps ? t.c + w_[q + 1] - w_[q] - k * w_tap
                                                            : t.c + L::count * w_row + w_[0] - w_[q] - k * w_tap;
               multiply(t, height, columns.count(), next);
             }
@@ -515,21 +497,21 @@ class Weigh {
       }
 
     // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room.
-    const int64_t tap_counts[] = {tap_rows_ == here_.taps ? tap_rows_ * reach.count : 0, reach.count, 1};
+    const int64_t tap_counts[] = {here_.taps * reach.count, reach.count, 1};
     int64_t high = 0, wide = 0;
     int level = 0;
     for (bool found = false; !found; level += !found)
       for (const int64_t width : {padded(columns.count()), int64_t{L::count}}) {
-        if (found || tap_counts[level] == 0) continue;
+        if (found) continue;
         wide = width;
         high = lesser(sums_reals / (tap_counts[level] * width), rows.count());
         found = high >= lesser(rows.count(), 8);
       }
     high = ceil_div(rows.count(), ceil_div(rows.count(), high));
-    const int64_t q_unit = level == 0 ? tap_rows_ : 1, k_unit = level == 2 ? 1 : reach.count;
+    const int64_t q_unit = level == 0 ? here_.taps : 1, k_unit = level == 2 ? 1 : reach.count;
     Real* const sums = arena_ + arena_reals - sums_reals;
     t.out_row = 0;
-    for (int64_t q = 0; q < tap_rows_; q += q_unit)
+    for (int64_t q = 0; q < here_.taps; q += q_unit)
       for (int64_t k = 0; k < reach.count; k += k_unit)
         for (int64_t column = 0; column < columns.count(); column += wide)
           for (int64_t row = 0; row < rows.count(); row += high) {
@@ -562,7 +544,7 @@ class Weigh {
             box.lanes = lesser(wide, columns.count() - column);
             box.lane_memory = w_column;
             T* const to = result + w_[q] + k * w_tap + row * w_row + column * w_column;
-            if (holds_) stage(box, const_cast<const T*>(to), sums);
+            if (call_.accumulate) stage(box, const_cast<const T*>(to), sums);
             t.c_row = loop[z_ + 1].second;
             int64_t c = 0, at[max_axes] = {};
             for (int64_t r = q; r < q + q_unit; ++r) {
@@ -656,12 +638,10 @@ class Weigh {
   const Call& call_;
   const Weighing plan_;
   const int z_;  // the last axis
-  bool moving_;  // the whole window stands in scratch
   int64_t tap_step_[max_axes], partner_step_[max_axes];
   Strip here_;
   Range y_;
-  int64_t samples_, tap_rows_, out_ahead_;
-  bool holds_;
+  int64_t out_ahead_;
   int64_t staged_[most_tap_rows], slot_[most_tap_rows], w_[most_tap_rows];
   const char* idle_;
   const char* feed_[most_fed];
