@@ -64,16 +64,18 @@ struct Mover {
 
 #if defined(__AVX512F__)
   // At most half a square: 16 rows of up to 8 floats, two rows in a vector.
-  static UNSHARED_INLINE void narrow_square(const float* memory, int64_t row, int rows, float* scratch,
-                                     int64_t scratch_row, int columns) {
+  static UNSHARED_INLINE void narrow_square(const float* memory, int64_t row, int rows,
+                                            float* scratch, int64_t scratch_row, int columns) {
     const auto mask = static_cast<__mmask8>((1u << columns) - 1);
     __m512 r[8], t[8];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      const __m256 low = i < rows ? _mm256_maskz_loadu_ps(mask, memory + i * row) : _mm256_setzero_ps();
+      const __m256 low =
+          i < rows ? _mm256_maskz_loadu_ps(mask, memory + i * row) : _mm256_setzero_ps();
       const __m256 high =
           i + 8 < rows ? _mm256_maskz_loadu_ps(mask, memory + (i + 8) * row) : _mm256_setzero_ps();
-      r[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      r[i] =
+          __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i += 2) {
@@ -94,10 +96,10 @@ struct Mover {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j)
       if (j < columns) {
-        const __m512 v = j < 4 ? __builtin_shufflevector(r[j % 4], r[j % 4 + 4], 0, 1, 2, 3, 16, 17, 18, 19,
-                                                         8, 9, 10, 11, 24, 25, 26, 27)
-                               : __builtin_shufflevector(r[j % 4], r[j % 4 + 4], 4, 5, 6, 7, 20, 21, 22, 23,
-                                                         12, 13, 14, 15, 28, 29, 30, 31);
+        const __m512 v = j < 4 ? __builtin_shufflevector(r[j % 4], r[j % 4 + 4], 0, 1, 2, 3, 16, 17,
+                                                         18, 19, 8, 9, 10, 11, 24, 25, 26, 27)
+                               : __builtin_shufflevector(r[j % 4], r[j % 4 + 4], 4, 5, 6, 7, 20, 21,
+                                                         22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
         _mm512_storeu_ps(scratch + j * scratch_row, v);
       }
   }

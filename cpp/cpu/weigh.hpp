@@ -68,8 +68,7 @@ void weighed_tile(const Weighed<Real>& t) {
 #pragma GCC unroll 1
     for (; here > 0; --here) {
 #pragma GCC unroll 2
-      for (int i = 0; i < asked; ++i)
-        __builtin_prefetch(out_ahead + i * L::count * sizeof(Real));
+      for (int i = 0; i < asked; ++i) __builtin_prefetch(out_ahead + i * L::count * sizeof(Real));
       __builtin_prefetch(in_ahead);
       out_ahead += out_row;
       in_ahead += in_step;
@@ -263,15 +262,18 @@ class Weigh {
     const auto staging = [](int64_t pixels, int64_t channel, int64_t pixel) {
       if (channel == 1) return 5 * pixels;
       if (pixel != 1) return 2 * pixels * L::count;
-      return plain && 2 * pixels <= L::count ? 3 * int64_t{L::count} : 6 * ceil_div(pixels, L::count) * L::count;
+      return plain && 2 * pixels <= L::count ? 3 * int64_t{L::count}
+                                             : 6 * ceil_div(pixels, L::count) * L::count;
     };
     int64_t fresh = taps_of(p) / last.kernel;  // rows of the window
     if (p.axis_count > 1) {
       const Axis& axis = p.axes[p.axis_count - 2];
       fresh = fresh / axis.kernel * lesser(axis.kernel, axis.stride);
     }
-    const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts * w.x_block,
-                  y = staging(places, p.y_channel_stride, last.y_stride) * w.x_parts * w.y_parts * w.y_block;
+    const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts *
+                      w.x_block,
+                  y = staging(places, p.y_channel_stride, last.y_stride) * w.x_parts * w.y_parts *
+                      w.y_block;
     const int64_t tile_rows = w.over_input ? w.y_block : w.x_block,
                   tile_columns = (w.over_input ? w.x_block : w.y_block) / L::count,
                   wide = lesser(tile_columns, weighed_vectors);
@@ -488,8 +490,9 @@ class Weigh {
               t.b = over ? at : y;
               t.c = result + row * w_row + w_[q] + k * w_tap;
               const Real* const next = k + 1 < reach.count ? t.c + w_tap
-                                       : q + 1 < here_.taps ? t.c + w_[q + 1] - w_[q] - k * w_tap
-                                                           : t.c + L::count * w_row + w_[0] - w_[q] - k * w_tap;
+                                       : q + 1 < here_.taps
+                                           ? t.c + w_[q + 1] - w_[q] - k * w_tap
+                                           : t.c + L::count * w_row + w_[0] - w_[q] - k * w_tap;
               multiply(t, height, columns.count(), next);
             }
         }
@@ -590,9 +593,7 @@ class Weigh {
       const int64_t height = ceil_div(rows - row, count);
       // Lines of dw are asked for a tile ahead, or a place if tiles are small; by the last byte of
       // a vector: if it crosses lines, the first is its neighbour's, too.
-      const Real* const out = V == 1      ? t.c + out_ahead_
-                              : count > 1 ? t.c + height * t.c_row
-                                          : next;
+      const Real* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
       t.out_ahead = reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
       t.in_step = 0;
@@ -623,10 +624,12 @@ class Weigh {
       if (in_chain) continue;
       if (p.w_out_stride == 1)
         for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
-          __builtin_memset(result + w + a * p.w_in_stride + y_begin, 0, (y_end - y_begin) * sizeof(T));
+          __builtin_memset(result + w + a * p.w_in_stride + y_begin, 0,
+                           (y_end - y_begin) * sizeof(T));
       else if (p.w_in_stride == 1)
         for (int64_t b = y_begin; b < y_end; ++b)
-          __builtin_memset(result + w + here_.x.begin + b * p.w_out_stride, 0, here_.x.count() * sizeof(T));
+          __builtin_memset(result + w + here_.x.begin + b * p.w_out_stride, 0,
+                           here_.x.count() * sizeof(T));
       else
         for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
           for (int64_t b = y_begin; b < y_end; ++b)
