@@ -139,6 +139,8 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
   //   along      few channels: lanes over places or groups, whose weights differ from lane to lane
   //   sweep      forward and grad_input with weights that lie along the lanes and are wide: w is
   //              streamed once in its order in memory, x or dy staged (half types: of any width)
+  //   weigh      grad_weight of places whose window of x, all samples, can be staged: both operands
+  //              are staged as panels that neighbouring places share
   //   tiles      everything else with lanes over channels: any memory order, weights packed if need
   //              be, complex numbers, and grad_weight
   //   reference  any level, even without fused multiply-add

@@ -25,7 +25,7 @@ inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 14,
                                           vector_registers == 16 ? 4 : 6, 6};
 
 // c[row, lane] = chain over steps of a[step, row] * b[step, lane], and lines that will be needed
-// soon: of dw, `row_lines` bases each of `height` rows, and of x or dy one for each step.
+// soon: of dw, those of as many rows, and of x or dy one for each step.
 template <class Real>
 struct Weighed {
   const Real* a;
