@@ -33,9 +33,9 @@ class Defect:
 DEFECTS = [
     Defect(
         "swapped axes: height and width of the place",
-        "cpp/cpu/forward.hpp",
-        "const int64_t o = cell.index.at[s];",
-        "const int64_t o = cell.index.at[p.axis_count - 1 - s] % axis.output;",
+        "cpp/cpu/gather.hpp",
+        "from += w_offset(p.axes[z - 1], across_.first + i, across_.reach[i]);",
+        "from += w_offset(p.axes[z], across_.first + i, across_.reach[i]);",
     ),
     Defect(
         "dropped last tap",
@@ -45,15 +45,17 @@ DEFECTS = [
     ),
     Defect(
         "dropped last input channel",
-        "cpp/cpu/forward.hpp",
-        "product.steps.add(p.in_channels,",
-        "product.steps.add(p.in_channels - (p.in_channels > 1),",
+        "cpp/cpu/gather.hpp",
+        "nest.add(g.summed, g.small_channel, g.w_summed);
+    const int loop",
+        "nest.add(g.summed - (g.summed > 1), g.small_channel, g.w_summed);
+    const int loop",
     ),
     Defect(
         "dropped last output channel",
-        "cpp/cpu/grad_input.hpp",
-        "product.steps.add(p.out_channels,",
-        "product.steps.add(p.out_channels - (p.out_channels > 1),",
+        "cpp/cpu/gather.hpp",
+        "if (by_input) nest.add(g.summed,",
+        "if (by_input) nest.add(g.summed - (g.summed > 1),",
     ),
     Defect(
         "off by one at the border, in definition and kernels alike",
@@ -69,9 +71,9 @@ DEFECTS = [
     ),
     Defect(
         "32-bit offset of the input",
-        "cpp/cpu/forward.hpp",
-        "x += reach.partner * axis.x_stride;",
-        "x += static_cast<std::int32_t>(reach.partner * axis.x_stride);",
+        "cpp/cpu/gather.hpp",
+        "small += l.low * stride;",
+        "small += static_cast<std::int32_t>(l.low * stride);",
     ),
     Defect(
         "32-bit offset of the weights",
@@ -134,13 +136,13 @@ DEFECTS = [
         "small * 0 + n * g.small_batch, column, width,",
     ),
     Defect(
-        "second block of a swept strip reads the first block's samples",
-        "cpp/cpu/sweep.hpp",
-        "small + n * g.small_batch, ahead)",
-        "small, ahead)",
+        "second block of a strip reads the first block's samples",
+        "cpp/cpu/gather.hpp",
+        "small + n * g.small_batch + pieces.first",
+        "small + pieces.first",
     ),
     Defect(
-        "a shorter piece of a sweep taken for the whole",
+        "a shorter piece of a sum taken for the whole",
         "cpp/cpu/share.hpp",
         "lesser(run_, whole_.loop[d].count - begin_[d])",
         "run_",

@@ -114,7 +114,7 @@ TEST_CASE("every kernel equals the reference bit for bit") {
   }
   CHECK(cases >= 30);
   for (const Level& level : levels())
-    for (const char* kernel : {"along", "gather", "tiles", "reference"})
+    for (const char* kernel : {"along", "gather", "weigh", "tiles", "reference"})
       if (std::string(level.name) != "v2" || std::string(kernel) == "reference")
         CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel),
                       std::string(level.name), " ", std::string(kernel));

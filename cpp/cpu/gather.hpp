@@ -95,7 +95,8 @@ class Gather {
     const int64_t most_samples = plan.over_samples ? most_vectors * L::count : n;
     const int64_t w_bytes = terms * g.columns * int64_t{sizeof(T)};
     double best = 0;
-    for (int64_t wide = ceil_div(row, longest_strip); wide <= row; wide += 1 + wide / 2) {
+    for (int64_t wide = ceil_div(row, longest_strip), last = 0; wide > last;
+         last = wide, wide = lesser(row, wide + 1 + wide / 2)) {
       for (int64_t height = lesser(column, highest_strip); height > 0; height -= 1 + height / 4) {
         const int64_t high = ceil_div(column, height);
         const int64_t w = ceil_div(row, wide), h = ceil_div(column, high);
@@ -652,8 +653,11 @@ class Gather {
       box.add(nest.loop[d].count, nest.loop[d].first * parts, nest.loop[d].first);
     box.lanes = parts;
     const int64_t lines = lines_of<Real>(box, near_, steps);
-    const auto row = static_cast<std::int32_t>(g.small_batch * int64_t{sizeof(T)});
-    for (int64_t s = lines; s < steps; ++s) near_[s] = near_[s - lines] + row;
+    const int64_t row = g.small_batch * int64_t{sizeof(T)};
+    for (int64_t s = lines; s < steps; ++s) {
+      const int64_t byte = near_[s - lines] + row;
+      near_[s] = byte > max_extent || byte < -max_extent ? 0 : static_cast<std::int32_t>(byte);
+    }
   }
   UNSHARED_INLINE void panel_step(int64_t width, int64_t steps) {
     if (width == panel_width_ && steps <= panel_steps_) return;

@@ -5,6 +5,7 @@
 #include "gather.hpp"
 #include "grad_weight.hpp"
 #include "peak.hpp"
+#include "weigh.hpp"
 
 #define UNSHARED_JOIN(a, b) a##b
 #define UNSHARED_TABLE_OF(level) UNSHARED_JOIN(kernel_table_, level)
@@ -54,18 +55,14 @@ constexpr const char* accepts(const Problem&) noexcept { return nullptr; }
 
 #if defined(UNSHARED_LANES)
 
-constexpr auto tiles_decline = accepts;
-
-template <class T, Face face>
+template <class T>
 void run_tiles(const Problem& p, const Call& call) noexcept {
   // Few cells (say, one place): share out their columns too.
-  const int64_t cells = Cell::count(p, face);
-  const int64_t columns = face == Face::grad_input                              ? p.in_channels
-                          : face == Face::grad_weight && lanes_over_input<T>(p) ? p.in_channels
-                                                                                : p.out_channels;
+  const int64_t cells = Cell::count(p, Face::grad_weight);
+  const int64_t columns = lanes_over_input<T>(p) ? p.in_channels : p.out_channels;
   const int64_t parts =
       greater(lesser(ceil_div(int64_t{64}, cells), ceil_div(columns, Tiler<T>::wide)), 1);
-  if constexpr (face == Face::grad_weight) Walk<GradWeightTiles<T>>{p, call, parts}.run();
+  Walk<GradWeightTiles<T>>{p, call, parts}.run();
 }
 
 struct Task {
@@ -94,9 +91,19 @@ void run_gather(const Problem& p, const Call& call) noexcept {
   }
 }
 
-template <class T, Face face>
-constexpr const char* gather_declines(const Problem&) noexcept {
-  return face == Face::grad_weight ? "grad_weight writes the weights" : nullptr;
+// ---- weight gradients of staged places ----
+
+template <class T>
+void run_weigh(const Problem& p, const Call& call) noexcept {
+  if constexpr (Scalar<T>::parts == 1) {
+    if (p.in_channels == 0 || p.out_channels == 0) return;
+    const Task task{p, call};
+    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
+      const Task& t = *static_cast<const Task*>(context);
+      Weigh<T>(t.p, t.call).run(begin, end);
+    };
+    share(p, call, Weigh<T>::items(p, call), body, &task);
+  }
 }
 
 // ---- lanes along an axis ----
@@ -116,12 +123,10 @@ void run_along(const Problem& p, const Call& call) noexcept {
 
 #else
 
-constexpr const char* tiles_decline(const Problem&) noexcept {
+constexpr const char* no_lanes(const Problem&) noexcept {
   return "this level has no fused multiply-add instruction, and a tile must not call a library for "
          "each";
 }
-template <class T, Face face>
-void run_tiles(const Problem&, const Call&) noexcept {}
 
 #endif
 
@@ -129,17 +134,22 @@ template <class T, Face face>
 constexpr void fill(Kernel (&list)[kernels_per_list]) {
   // The first that accepts runs. Which index the lanes run over decides how full they are:
   //   along      few channels: lanes over places or groups, whose weights differ from lane to lane
-  //   sweep      forward and grad_input with weights that lie along the lanes and are wide: w is
-  //              streamed once in its order in memory, x or dy staged (half types: of any width)
-  //   tiles      everything else with lanes over channels: any memory order, weights packed if need
-  //              be, complex numbers, and grad_weight
+  //   gather     forward and grad_input: lanes over the result's channels, or over samples
+  //   weigh      grad_weight: lanes over channels of either side, x and dy staged
+  //   tiles      grad_weight where that does not fit, and of complex numbers
   //   reference  any level, even without fused multiply-add
   int at = 0;
 #if defined(UNSHARED_LANES)
   list[at++] = {"along", along_declines<T, face>, run_along<T, face>};
-  list[at++] = {"gather", gather_declines<T, face>, run_gather<T, face>};
+  if constexpr (face == Face::grad_weight) {
+    list[at++] = {"weigh", weigh_declines<T>, run_weigh<T>};
+    list[at++] = {"tiles", accepts, run_tiles<T>};
+  } else {
+    list[at++] = {"gather", accepts, run_gather<T, face>};
+  }
+#else
+  list[at++] = {face == Face::grad_weight ? "tiles" : "gather", no_lanes, Reference<T, face>::run};
 #endif
-  if (face == Face::grad_weight) list[at++] = {"tiles", tiles_decline, run_tiles<T, face>};
   list[at++] = {"reference", accepts, Reference<T, face>::run};
 }
 
