@@ -46,10 +46,8 @@ DEFECTS = [
     Defect(
         "dropped last input channel",
         "cpp/cpu/gather.hpp",
-        "nest.add(g.summed, g.small_channel, g.w_summed);
-    const int loop",
-        "nest.add(g.summed - (g.summed > 1), g.small_channel, g.w_summed);
-    const int loop",
+        "if (!by_input) nest.add(g.summed,",
+        "if (!by_input) nest.add(g.summed - (g.summed > 1),",
     ),
     Defect(
         "dropped last output channel",

@@ -203,10 +203,28 @@ struct AlongPlan {
   int64_t joined_ = 1;  // cells that are a step of the axis
 };
 
+// Where lanes over samples (gather.hpp) were measured faster: channels that are summed over and lie
+// side by side, or places that do not fill lanes.
+template <class T, Face face>
+UNSHARED_INLINE bool many_samples(const Problem& p) {
+  using Real = typename Scalar<T>::Real;
+  constexpr bool forward = face == Face::forward;
+  const Axis& last = p.axes[p.axis_count - 1];
+  const int64_t summed = forward ? p.in_channels : p.out_channels;
+  int64_t terms = summed;
+  for (int s = 0; s < p.axis_count; ++s) terms = lesser(terms * p.axes[s].kernel, max_extent);
+  return face != Face::grad_weight && sizeof(T) == sizeof(Real) && p.batch >= Lanes<Real>::count &&
+         summed > 1 && terms >= Lanes<Real>::count &&
+         ((forward ? p.x_channel_stride : p.y_channel_stride) == 1 || last.stride != 1 ||
+          (forward ? last.output : last.input) < Lanes<Real>::count);
+}
+
 template <class T, Face face>
 const char* along_declines(const Problem& p) noexcept {
   if constexpr (Scalar<T>::parts == 2)
     return "complex products do not fit lanes of single reals";
+  else if (many_samples<T, face>(p))
+    return "there are samples enough to fill lanes with";
   else
     return AlongPlan<T, face>(p).reason;
 }

@@ -55,7 +55,8 @@ class Gather {
 
   UNSHARED_INLINE Gather(const Problem& problem, const Call& call, const Plan& plan)
       : p(problem), g(gathering<face>(problem)), call_(call), plan_(plan) {
-    if constexpr (parts == 2) panels_.conjugate_operands(call.conjugate_first, call.conjugate_second);
+    if constexpr (parts == 2)
+      panels_.conjugate_operands(call.conjugate_first, call.conjugate_second);
     for (int s = 0; s < p.axis_count; ++s) {
       const Axis& axis = p.axes[s];
       const int64_t rate = by_input ? axis.stride : axis.input_dilation;
@@ -81,13 +82,12 @@ class Gather {
     const bool in_cache = terms * g.columns * int64_t{sizeof(T)} <= 32 * 1024;
     // Weights are broadcast one by one: well if the chain follows them in memory.
     const bool follows = by_input ? g.w_summed == 1 || g.summed == 1 : p.axes[z].w_tap_stride == 1;
-    const int64_t over_samples =
-        sample_vectors * (terms * greater(g.columns, 4) + 8 * g.columns +
-                          8 * terms / p.axes[z].kernel) +
-        (follows || in_cache ? 0 : sample_vectors * terms * g.columns);
+    const int64_t over_samples = sample_vectors * (terms * greater(g.columns, 4) + 8 * g.columns +
+                                                   8 * terms / p.axes[z].kernel) +
+                                 (follows || in_cache ? 0 : sample_vectors * terms * g.columns);
     plan.over_samples = plain && parts == 1 && n > L::count / 2 && over_samples < over_columns;
-    plan.direct = plain && !plan.over_samples && g.result_channel == 1 &&
-                  g.columns * parts % L::count == 0;
+    plan.direct =
+        plain && !plan.over_samples && g.result_channel == 1 && g.columns * parts % L::count == 0;
 
     // Strips, and samples of a block: the least time for a cell, in multiplications of vectors.
     const bool threads = call.threads != 1;
@@ -109,17 +109,19 @@ class Gather {
         if (w * h == 1) rows = greater(rows, lesser(n, 128));
         rows = greater(1, lesser(rows, most_samples));
         const int64_t blocks = ceil_div(n, rows);
-        rows = plan.over_samples ? ceil_div(sample_vectors, blocks) * L::count : ceil_div(n, blocks);
+        rows =
+            plan.over_samples ? ceil_div(sample_vectors, blocks) * L::count : ceil_div(n, blocks);
         // Multiplications; copies of the small tensor; and, block by block, of the weights.
         const int64_t run = lesser(run_of_strip(p, g, w, h), reals);
-        const double stage = static_cast<double>(n * (reals / run) * (ceil_div(run, L::count) + 2)) /
-                             static_cast<double>(w * h);
+        const double stage =
+            static_cast<double>(n * (reals / run) * (ceil_div(run, L::count) + 2)) /
+            static_cast<double>(w * h);
         const double again = w * h * w_bytes <= cache_bytes || blocks == 1 ? 1 : 5;
         const double weights = static_cast<double>(blocks * terms * vectors);
-        const double cost =
-            static_cast<double>(n * terms * vectors) + stage * (plan.over_samples ? 8 : 14) +
-            (plan.over_samples ? 0 : weights * ((in_place ? 0 : 8) + again)) +
-            200.0 * static_cast<double>(blocks) / static_cast<double>(w * h);
+        const double cost = static_cast<double>(n * terms * vectors) +
+                            stage * (plan.over_samples ? 8 : 14) +
+                            (plan.over_samples ? 0 : weights * ((in_place ? 0 : 8) + again)) +
+                            200.0 * static_cast<double>(blocks) / static_cast<double>(w * h);
         if (best != 0 && cost >= best) continue;
         best = cost;
         plan.rows = rows;
@@ -130,13 +132,14 @@ class Gather {
 
     // Or no strips, and the small tensor read where it is, if whole lines of it serve a cell.
     plan.staged = true;
-    if (plain && !plan.over_samples && g.small_channel == 1 && g.summed * parts % line == 0) {
+    if (plain && !plan.over_samples && g.small_channel == 1 && g.summed * parts % line == 0 &&
+        terms <= 1536) {
       const int64_t rows = plan.direct ? n : lesser(n, greater(1, sums_reals / L::count));
       const double blocks = static_cast<double>(ceil_div(n, rows));
-      const double cost =
-          static_cast<double>(n * terms * vectors) +
-          static_cast<double>(n * terms * parts / line) * 4 +
-          blocks * static_cast<double>(terms * vectors) * (in_place ? 1 : 9) + 200 * blocks;
+      const double cost = static_cast<double>(n * terms * vectors) +
+                          static_cast<double>(n * terms * parts / line) * 4 +
+                          blocks * static_cast<double>(terms * vectors) * (in_place ? 1 : 9) +
+                          200 * blocks;
       if (cost < best) {
         plan.staged = false;
         plan.rows = rows;
@@ -149,9 +152,9 @@ class Gather {
     constexpr int64_t whole = L::count / parts;
     plan.width = g.columns;
     if (!plan.direct)
-      plan.width = lesser(plan.width, greater(1, sums_reals / plan.rows / ceil_div(row, plan.wide) /
-                                                     whole / parts) *
-                                          whole);
+      plan.width = lesser(
+          plan.width,
+          greater(1, sums_reals / plan.rows / ceil_div(row, plan.wide) / whole / parts) * whole);
     if (threads && cells < 64)
       plan.width = lesser(plan.width, ceil_div(g.columns, ceil_div(int64_t{64}, cells)));
     plan.width = greater(1, plan.width);
@@ -187,10 +190,13 @@ class Gather {
   static constexpr int64_t line = 64 / sizeof(Real);
   static constexpr bool plain = sizeof(T) == parts * sizeof(Real);
   static constexpr int table_steps = PanelPlan<T>::most_steps, steps_ahead = 64;
-  static constexpr int most_lines = 1024, most_w_lines = 640, widest_group = 2;
+  static constexpr int most_lines = 1024, most_w_lines = 1024, widest_group = 2;
   static constexpr int longest_strip = 32, highest_strip = 8;
-  static constexpr int64_t stage_reals = 104 * 1024 / sizeof(Real);
+  // Scratch: what is staged, and behind it a panel, which should stay in a first-level cache if it is
+  // used by more than one tile.
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
+  static constexpr int64_t scratch_reals = 104 * 1024 / sizeof(Real);
+  static constexpr int64_t stage_reals = scratch_reals - panel_reals;
   static constexpr int64_t sums_reals = 32 * 1024 / sizeof(Real);
   static constexpr int64_t cache_bytes = 512 * 1024;  // about half a second-level cache
 
@@ -244,8 +250,7 @@ class Gather {
   }
 
   static UNSHARED_INLINE int64_t w_offset(const Axis& axis, int64_t index, const Reach& reach) {
-    return (by_input ? reach.partner : index) * axis.w_place_stride +
-           reach.tap * axis.w_tap_stride;
+    return (by_input ? reach.partner : index) * axis.w_place_stride + reach.tap * axis.w_tap_stride;
   }
   UNSHARED_INLINE int64_t w_step(int s) const {
     return tap_step_[s] * p.axes[s].w_tap_stride +
@@ -316,12 +321,12 @@ class Gather {
     columns_ = lesser(plan_.width, g.columns - column);
     for (int64_t n = 0; n < p.batch; n += plan_.rows) {
       rows_ = lesser(plan_.rows, p.batch - n);
-      const int64_t next = n + plan_.rows < p.batch ? plan_.rows * g.small_batch
-                                                    : ahead - n * g.small_batch;
+      const int64_t next =
+          n + plan_.rows < p.batch ? plan_.rows * g.small_batch : ahead - n * g.small_batch;
       const Sums sums = sums_of(along_.count, result_along);
       const int64_t room = stage_reals / plan_.rows;  // of a sample
-      Pieces pieces(nest, cells > 1 || !plan_.staged ? nest.total()
-                                                     : greater(1, (room - 2 * line) / parts));
+      Pieces pieces(
+          nest, cells > 1 || !plan_.staged ? nest.total() : greater(1, (room - 2 * line) / parts));
       bool from_zero = !call_.accumulate, first = true;
       do {
         Nest staged = pieces.part;
@@ -329,20 +334,19 @@ class Gather {
         following.next();
         const bool more = following.more();
         const int64_t ahead_second = following.second;
-                int64_t row = g.small_batch * parts;
+        int64_t row = g.small_batch * parts;
         if (plan_.staged && !empty)
           row = stage_small(staged, small + n * g.small_batch + pieces.first, next);
         for (int64_t i = 0; i < across_.count; ++i) {
           T* const to = result + n * g.result_batch + i * result_across;
-          if (!plan_.direct && call_.accumulate && first)
-            move_sums<true>(sums, to);
+          if (!plan_.direct && call_.accumulate && first) move_sums<true>(sums, to);
           for (int64_t j = 0; j < along_.count; ++j) {
             Real* const c = plan_.direct ? reinterpret_cast<Real*>(to + j * result_along)
                                          : sums_ + j * sums.cell;
             const Reach& r = along_.reach[j];
             const T* from = w + pieces.second + w_offset(last, along_.first + j, r);
-            const Real* a = plan_.staged ? stage_
-                                         : reinterpret_cast<const Real*>(small + n * g.small_batch);
+            const Real* a =
+                plan_.staged ? stage_ : reinterpret_cast<const Real*>(small + n * g.small_batch);
             Nest steps = staged;
             bool none = empty || r.count == 0;
             if (!none && cells > 1) {
@@ -357,8 +361,7 @@ class Gather {
               if (from_zero) zero(c, sums.row);
               continue;
             }
-            if (z > 0)
-              from += w_offset(p.axes[z - 1], across_.first + i, across_.reach[i]);
+            if (z > 0) from += w_offset(p.axes[z - 1], across_.first + i, across_.reach[i]);
             const int64_t w_next = (more ? ahead_second : last.w_place_stride) - pieces.second;
             if (plan_.over_samples)
               over_samples(steps, a, from, c, sums.row, from_zero);
@@ -460,6 +463,7 @@ class Gather {
       scratch *= nest.loop[d].count;
     }
     const int64_t row = spaced(scratch);
+    panel_ = stage_ + (plan_.over_samples ? 0 : (rows_ * row + line - 1) / line * line);
     Box box;
     if (plan_.over_samples) {
       for (int d = 0; d < nest.depth; ++d)
@@ -498,19 +502,24 @@ class Gather {
                                     int64_t w_next, Real* c, int64_t c_row, bool from_zero,
                                     bool fresh) {
     const int64_t vectors = vectors_of(columns_);
-    const int64_t most =
-        rows_ <= most_rows(4) ? 4 : rows_ <= most_rows(3) ? 3 : 2;  // vectors of a tile
+    const int64_t most = rows_ <= most_rows(4)   ? 4
+                         : rows_ <= most_rows(3) ? 3
+                                                 : 2;  // vectors of a tile
     const bool whole = columns_ * parts % L::count == 0;
     const bool along_memory = parts == 1 && g.w_column == 1;
     // Weights that lie along the lanes are read in place: as a stream, if every one is used once; else
     // if all columns of a few steps lie together. Otherwise a panel is made of some of the columns.
     const bool stream =
         along_memory && (plain || whole) && rows_ <= most_rows(int(lesser(most, vectors)));
+    const bool single = rows_ <= most_rows(1);  // every vector of a panel is used once
     const bool in_place = stream || (along_memory && plain && vectors <= widest_group);
-    const int64_t group = in_place ? vectors
-                                   : ceil_div(vectors, ceil_div(vectors, most));
+    const int64_t group = in_place                  ? vectors
+                          : single && !along_memory ? 1
+                                                    : ceil_div(vectors, ceil_div(vectors, most));
+    int64_t room = stage_ + scratch_reals - panel_;
+    if (!single && nest.total() * group * L::count * parts > room) room = panel_reals;
     const int64_t limit = stream ? (vectors <= most ? 256 / vectors : int64_t{steps_ahead})
-                                 : panel_reals / (group * L::count * parts);
+                                 : room / (group * L::count * parts);
     Pieces pieces(nest, lesser(limit, table_steps));
     while (pieces.more()) {
       const int64_t steps = pieces.part.total();
@@ -530,10 +539,11 @@ class Gather {
         const int64_t here = lesser(group, vectors - first), column = first * L::count / parts;
         const int64_t count = lesser(columns_ - column, here * L::count / parts);
         if (fresh && !stream)
-          fetch_weights(pieces.part, from + (first + group < vectors
-                                                 ? (column + group * L::count / parts) * g.w_column
-                                                 : next),
-                        count);
+          fetch_weights(
+              pieces.part,
+              from + (first + group < vectors ? (column + group * L::count / parts) * g.w_column
+                                              : next),
+              count);
         if (!in_place) {
           panels_.pack(from + column * g.w_column, g.w_column, count, w_step_, steps, panel_,
                        here * L::count, 0);
@@ -547,14 +557,14 @@ class Gather {
               t.b = from + v * L::count;
               t.b_step = w_step_;
               t.ahead = stream ? lesser(steps, steps_ahead) : 0;
-              t.last = v + wide < vectors || whole ? L::count
-                                                   : static_cast<int>(columns_ % L::count);
+              t.last =
+                  v + wide < vectors || whole ? L::count : static_cast<int>(columns_ % L::count);
               micro_rows<true>(t, rows_, wide, lines_ahead_, near_lines());
             }
           }
           if (!in_place) {
-            Micro<Real> packed{t.a, panel_ + v * L::count, t.c, a_row, c_row, t.steps, small_step_,
-                               panel_step_, from_zero};
+            Micro<Real> packed{t.a,     panel_ + v * L::count, t.c,         a_row,    c_row,
+                               t.steps, small_step_,           panel_step_, from_zero};
             micro_rows<false>(packed, rows_, wide, lines_ahead_, near_lines());
           }
           v += wide;
@@ -642,7 +652,8 @@ class Gather {
     next_ = next;
   }
   static UNSHARED_INLINE void pad(std::int32_t* lines, int64_t count) {
-    for (int64_t j = 0; j < table_steps * parts; ++j) lines[count + j] = count > 0 ? lines[count - 1] : 0;
+    for (int64_t j = 0; j < table_steps * parts; ++j)
+      lines[count + j] = count > 0 ? lines[count - 1] : 0;
   }
   // The lines that the rows of a tile lie in, all of one row before those of the next, where they are
   // read in place.
@@ -685,15 +696,15 @@ class Gather {
   Nest nest_;
   bool runs_known_ = false;
   int64_t beyond_ = 0, next_ = 0;
-  
+
   int64_t panel_width_ = 0, panel_steps_ = 0;
   PanelPlan<T> panels_;
   std::int32_t near_[table_steps * parts];
   std::int32_t lines_[most_lines + table_steps * parts];
   int64_t small_step_[table_steps * parts], w_step_[table_steps + steps_ahead];
   int64_t panel_step_[table_steps * parts];
-  alignas(64) Real stage_[stage_reals + 2 * L::count];
-  alignas(64) Real panel_[panel_reals + L::count];
+  alignas(64) Real stage_[scratch_reals + 2 * L::count];
+  Real* panel_ = stage_;
   alignas(64) Real sums_[sums_reals + L::count];
 };
 

@@ -19,10 +19,9 @@ namespace {
 // Rows of a tile of V vectors: the sums, V vectors of b and one broadcast fit into the registers.
 // More than these were measured slower on Zen 4.
 inline constexpr int most_vectors = 4;
-inline constexpr int most_rows_of[] = {0, vector_registers == 16 ? 12 : 14,
-                                       vector_registers == 16 ? 6 : 12,
-                                       vector_registers == 16 ? 4 : 8,
-                                       vector_registers == 16 ? 2 : 6};
+inline constexpr int most_rows_of[] = {
+    0, vector_registers == 16 ? 12 : 14, vector_registers == 16 ? 6 : 12,
+    vector_registers == 16 ? 4 : 8, vector_registers == 16 ? 2 : 6};
 constexpr int most_rows(int vectors) { return most_rows_of[vectors]; }
 
 // Lines that will be needed later, asked for while tiles compute, one a step: as bursts between tiles

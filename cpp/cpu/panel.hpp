@@ -17,7 +17,7 @@ class PanelPlan {
   using Real = typename Scalar<T>::Real;
   using L = Lanes<Real>;
   using S = Stored<T>;
-  static constexpr int most_steps = 512;
+  static constexpr int most_steps = 1024;
 
   // Finds the steps that lie side by side in memory: loops of stride 1, of stride that loop's count,
   // and so on. A nest's second strides are those of w.
@@ -122,7 +122,7 @@ template <class R>
 class PanelPlan<Complex<R>> {
  public:
   using T = Complex<R>;
-  static constexpr int most_steps = 256;
+  static constexpr int most_steps = 512;
 
   UNSHARED_INLINE void conjugate_operands(bool a, bool b) {
     conjugate_a_ = a;

@@ -323,6 +323,15 @@ int64_t lines_of(Box box, std::int32_t* lines, int64_t most) {
   };
   for (int d = 0; d < box.depth; ++d) add(box.loop[d].count, box.loop[d].memory);
   add(box.lanes, box.lane_memory);
+  for (bool found = true; found;) {  // loops that go on where a run ends make it longer
+    found = false;
+    for (int d = 0; d < depth && !found; ++d)
+      if (loop[d].memory == run) {
+        found = true;
+        run *= loop[d].count;
+        for (--depth; d < depth; ++d) loop[d] = loop[d + 1];
+      }
+  }
   int64_t at[max_axes + 4] = {}, offset = 0, count = 0;
   for (;;) {
     const int64_t last = offset * size + (run - 1) * size;
