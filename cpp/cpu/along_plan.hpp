@@ -30,6 +30,9 @@ struct AlongPlan {
   static constexpr bool by_input = face == Face::grad_input;
   static constexpr int64_t scratch_reals = along_bytes / sizeof(Real),
                            sum_reals = along_sum_bytes / sizeof(Real);
+  // Taps of a cell: two vectors of each fit into scratch, and their offsets into tables.
+  static constexpr int64_t most_rows =
+      scratch_reals / (2 * lanes) < 1024 ? scratch_reals / (2 * lanes) : 1024;
 
   Problem p;  // as lanes see it
   int axis = -1;  // of p: lanes run along it
@@ -61,7 +64,7 @@ struct AlongPlan {
     reach_ = (taps_ - 1) * (phases > 1 ? 1 : whole_.dilation);
     enter(0);
     if (reach_ > along_reach * joined_ || others() * (reach_ + 3 * lanes) > scratch_reals ||
-        others() * taps_ * 2 * lanes > scratch_reals) {
+        others() * taps_ > most_rows) {
       reason = "the kernel is too large for the scratch of lanes over places";
       return;
     }

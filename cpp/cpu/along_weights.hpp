@@ -37,7 +37,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   static constexpr int64_t most_samples = 32;  // at a time: each is a page or more of its own
   static constexpr int64_t y_reals = along_sum_bytes / sizeof(Real);
   // A row of a tile for every tap and input channel: no more than the panel has room for.
-  static constexpr int64_t most_rows = panel_reals / (2 * L::count);
+  static constexpr int64_t most_rows = AlongPlan<T, Face::grad_weight>::most_rows;
 
   // Taps along an axis.
   struct Loop {
