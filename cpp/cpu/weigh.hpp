@@ -657,7 +657,7 @@ const char* weigh_declines(const Problem& p) noexcept {
   if constexpr (Scalar<T>::parts == 2)
     return "complex products take two steps each";
   else
-    return Weigh<T>::declines(p);
+    return p.batch == 0 ? "there are no samples to stage" : Weigh<T>::declines(p);
 }
 
 static_assert(sizeof(Weigh<float>) <= most_scratch && sizeof(Weigh<double>) <= most_scratch &&
