@@ -49,6 +49,17 @@ UNSHARED_INLINE Reach reach_of(const Axis& axis, bool by_input, int64_t index, i
   return found.count == 0 ? Reach{} : found;
 }
 
+// How far apart the taps of a cell lie along an axis, with the sign of the chain's order, and their
+// partners.
+struct Spacing {
+  int64_t tap, partner;
+};
+UNSHARED_INLINE Spacing spacing_of(const Axis& axis, bool by_input) {
+  const int64_t rate = by_input ? axis.stride : axis.input_dilation;
+  const int64_t common = greatest_divisor(rate, axis.dilation);
+  return {(by_input ? -rate : rate) / common, axis.dilation / common};
+}
+
 // Nested loops, outermost first; each moves two operands by a constant stride.
 struct Nest {
   struct Loop {
@@ -88,11 +99,9 @@ class Cell {
       : problem_(problem), by_input_(face == Face::grad_input) {
     reference::unravel(problem, flat, index, by_input_ ? &Axis::input : &Axis::output);
     for (int s = 0; s < problem.axis_count; ++s) {
-      const Axis& axis = problem.axes[s];
-      const int64_t rate = by_input_ ? axis.stride : axis.input_dilation;
-      const int64_t common = greatest_divisor(rate, axis.dilation);
-      tap_step[s] = (by_input_ ? -rate : rate) / common;
-      partner_step[s] = axis.dilation / common;
+      const Spacing spacing = spacing_of(problem.axes[s], by_input_);
+      tap_step[s] = spacing.tap;
+      partner_step[s] = spacing.partner;
       find(s);
     }
   }
@@ -126,5 +135,20 @@ class Cell {
   const Problem& problem_;
   const bool by_input_;
 };
+
+// Calls f(offset in w) for every tap of the place at those indices that falls into padding.
+template <class F>
+UNSHARED_INLINE void each_tap_in_padding(const Problem& p, const int64_t* place, F&& f) {
+  reference::Index k{};
+  do {
+    int64_t w = 0;
+    bool in_chain = true;
+    for (int s = 0; s < p.axis_count; ++s) {
+      in_chain = in_chain && p.axes[s].source(place[s], k.at[s]) >= 0;
+      w += k.at[s] * p.axes[s].w_tap_stride;
+    }
+    if (!in_chain) f(w);
+  } while (reference::next(p, k));
+}
 
 }  // namespace unshared

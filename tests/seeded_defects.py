@@ -75,9 +75,9 @@ DEFECTS = [
     ),
     Defect(
         "32-bit offset of the weights",
-        "cpp/cpu/grad_weight.hpp",
-        "place += o * axis.w_place_stride;",
-        "place += static_cast<std::int32_t>(o * axis.w_place_stride);",
+        "cpp/cpu/weigh.hpp",
+        "int64_t w = s.begin * p.axes[z_].w_place_stride;",
+        "int64_t w = static_cast<std::int32_t>(s.begin * p.axes[z_].w_place_stride);",
     ),
     Defect(
         "another order of summation: input channels descending",
@@ -87,14 +87,14 @@ DEFECTS = [
     ),
     Defect(
         "accumulate ignored",
-        "cpp/cpu/tile.hpp",
-        "const bool from_zero = begin == 0 && !accumulate_;",
-        "const bool from_zero = begin == 0;",
+        "cpp/cpu/gather.hpp",
+        "bool from_zero = !call_.accumulate, first = true;",
+        "bool from_zero = true, first = true;",
     ),
     Defect(
         "weight gradient of padded taps left unwritten",
-        "cpp/cpu/grad_weight.hpp",
-        "if (part == 0 && !call.accumulate) clear_padding(cell, result);",
+        "cpp/cpu/weigh.hpp",
+        "if (here_.taps == 0 || !inside(j)) clear_padding(result + j * last.w_place_stride, j);",
         "",
     ),
     Defect(
@@ -105,8 +105,8 @@ DEFECTS = [
     ),
     Defect(
         "wrong sign of a conjugation",
-        "cpp/cpu/tile.hpp",
-        "by_im[2 * j + 1] = conjugate_a_ ? -q.re : q.re;",
+        "cpp/cpu/stage.hpp",
+        "by_im[2 * j + 1] = conjugate_a ? -q.re : q.re;",
         "by_im[2 * j + 1] = q.re;",
     ),
     Defect(
@@ -117,9 +117,9 @@ DEFECTS = [
     ),
     Defect(
         "rows beyond a block of the batch dropped",
-        "cpp/cpu/tile.hpp",
-        "const int64_t rows = lesser(block, inner.count - row);",
-        "const int64_t rows = lesser(block, inner.count - row) - (row > 0);",
+        "cpp/cpu/gather.hpp",
+        "rows_ = lesser(plan_.rows, p.batch - n);",
+        "rows_ = lesser(plan_.rows, p.batch - n) - (n > 0);",
     ),
     Defect(
         "lanes that see padding not masked",

@@ -79,10 +79,9 @@ class AlongBlock {
   // The reach of the block along an axis where all its cells stand at the same place.
   UNSHARED_INLINE Reach reach(int s, int64_t& tap_step, int64_t& partner_step) const {
     const Axis& axis = p.axes[s];
-    const int64_t rate = by_input ? axis.stride : axis.input_dilation;
-    const int64_t common = greatest_divisor(rate, axis.dilation);
-    tap_step = (by_input ? -rate : rate) / common;
-    partner_step = axis.dilation / common;
+    const Spacing spacing = spacing_of(axis, by_input);
+    tap_step = spacing.tap;
+    partner_step = spacing.partner;
     return reach_of(axis, by_input, at_[s], tap_step);
   }
 

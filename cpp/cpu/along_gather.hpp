@@ -9,6 +9,7 @@
 #pragma once
 
 #include "along_block.hpp"
+#include "gathering.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -29,17 +30,8 @@ class AlongGather : public AlongBlock<T, face> {
   using typename Base::Span;
 
  public:
-  UNSHARED_INLINE AlongGather(const Problem& problem, const Call& call) : Base(problem, call) {
-    constexpr bool forward = !by_input;
-    g.summed = forward ? p.in_channels : p.out_channels;
-    g.columns = forward ? p.out_channels : p.in_channels;
-    g.small_batch = forward ? p.x_batch_stride : p.y_batch_stride;
-    g.small_channel = forward ? p.x_channel_stride : p.y_channel_stride;
-    g.result_batch = forward ? p.y_batch_stride : p.x_batch_stride;
-    g.result_channel = forward ? p.y_channel_stride : p.x_channel_stride;
-    g.w_summed = forward ? p.w_in_stride : p.w_out_stride;
-    g.w_column = forward ? p.w_out_stride : p.w_in_stride;
-  }
+  UNSHARED_INLINE AlongGather(const Problem& problem, const Call& call)
+      : Base(problem, call), g(gathering<face>(p)) {}
 
   UNSHARED_INLINE void compute(int64_t block) {
     if (this->enter(block)) gather();
@@ -403,10 +395,7 @@ class AlongGather : public AlongBlock<T, face> {
   static constexpr int64_t few_reals = 16 * 1024 / sizeof(Real);  // a part of the first cache
 
   // What the two faces call differently.
-  struct {
-    int64_t summed, columns, small_batch, small_channel, result_batch, result_channel, w_summed,
-        w_column;
-  } g;
+  const Gathering g;
   const T* small_ = nullptr;
   const T* w_ = nullptr;
   const T* last_small_ = nullptr;

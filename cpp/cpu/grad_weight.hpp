@@ -71,7 +71,9 @@ struct GradWeightTiles {
       product.a = first;
       product.b = second;
       product.c = result;
-      product.steps.add(p.batch, p.x_batch_stride, p.y_batch_stride);
+      product.steps = p.batch;
+      product.a_step = p.x_batch_stride;
+      product.b_step = p.y_batch_stride;
       product.rows = taps;
       product.rows.add(p.in_channels, p.x_channel_stride, p.w_in_stride);
       product.columns = p.out_channels;
@@ -81,7 +83,9 @@ struct GradWeightTiles {
       return;
     }
     product.a = second;
-    product.steps.add(p.batch, p.y_batch_stride, p.x_batch_stride);
+    product.steps = p.batch;
+    product.a_step = p.y_batch_stride;
+    product.b_step = p.x_batch_stride;
     product.rows.add(p.out_channels, p.y_channel_stride, p.w_out_stride);
     product.columns = p.in_channels;
     product.b_column = p.x_channel_stride;
@@ -104,23 +108,11 @@ struct GradWeightTiles {
  private:
   // Zero for every tap of this place that falls into padding.
   UNSHARED_INLINE void clear_padding(const Cell& cell, T* result) const {
-    bool inside = true;
-    for (int s = 0; s < p.axis_count; ++s)
-      inside = inside && cell.reach[s].count == p.axes[s].kernel;
-    if (inside) return;
-    reference::Index k{};
-    do {
-      int64_t w = 0;
-      bool in_chain = true;
-      for (int s = 0; s < p.axis_count; ++s) {
-        in_chain = in_chain && p.axes[s].source(cell.index.at[s], k.at[s]) >= 0;
-        w += k.at[s] * p.axes[s].w_tap_stride;
-      }
-      if (in_chain) continue;
+    each_tap_in_padding(p, cell.index.at, [&](int64_t w) {
       for (int64_t a = 0; a < p.in_channels; ++a)
         for (int64_t b = 0; b < p.out_channels; ++b)
           result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
-    } while (reference::next(p, k));
+    });
   }
 };
 

@@ -76,13 +76,13 @@ template <class T, Face face>
 struct GatherTask {
   const Problem& p;
   const Call& call;
-  const typename Gather<T, face>::Plan plan;
+  const GatherPlan<T, face> plan;
 };
 
 template <class T, Face face>
 void run_gather(const Problem& p, const Call& call) noexcept {
   if constexpr (face != Face::grad_weight) {
-    const GatherTask<T, face> task{p, call, Gather<T, face>::plan(p, call)};
+    const GatherTask<T, face> task{p, call, GatherPlan<T, face>(p, call)};
     const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
       const auto& t = *static_cast<const GatherTask<T, face>*>(context);
       Gather<T, face>(t.p, t.call, t.plan).run(begin, end);
@@ -94,15 +94,21 @@ void run_gather(const Problem& p, const Call& call) noexcept {
 // ---- weight gradients of staged places ----
 
 template <class T>
+struct WeighTask {
+  const Problem& p;
+  const Call& call;
+  const WeighPlan<T> plan;
+};
+
+template <class T>
 void run_weigh(const Problem& p, const Call& call) noexcept {
   if constexpr (Scalar<T>::parts == 1) {
-    if (p.in_channels == 0 || p.out_channels == 0) return;
-    const Task task{p, call};
+    const WeighTask<T> task{p, call, WeighPlan<T>(p)};
     const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
-      const Task& t = *static_cast<const Task*>(context);
-      Weigh<T>(t.p, t.call).run(begin, end);
+      const auto& t = *static_cast<const WeighTask<T>*>(context);
+      Weigh<T>(t.p, t.call, t.plan).run(begin, end);
     };
-    share(p, call, Weigh<T>::items(p, call), body, &task);
+    share(p, call, WeighPlan<T>::items(p, task.plan, call), body, &task);
   }
 }
 

@@ -450,43 +450,5 @@ template <>
 struct Stored<BFloat16> : StoredHalf<BFloat16> {};
 #endif
 
-// A square of 16-byte rows, transposed in registers.
-template <class Real>
-struct Block;
-template <>
-struct Block<float> {
-  using Row = float __attribute__((vector_size(16), aligned(4), may_alias));
-  static constexpr int side = 4;
-  static UNSHARED_INLINE void transpose(const float* from, std::int64_t from_row, float* to,
-                                        std::int64_t to_row) {
-    const Row p = *reinterpret_cast<const Row*>(from),
-              q = *reinterpret_cast<const Row*>(from + from_row),
-              r = *reinterpret_cast<const Row*>(from + 2 * from_row),
-              s = *reinterpret_cast<const Row*>(from + 3 * from_row);
-    const Row pq_low = __builtin_shufflevector(p, q, 0, 4, 1, 5),
-              pq_high = __builtin_shufflevector(p, q, 2, 6, 3, 7);
-    const Row rs_low = __builtin_shufflevector(r, s, 0, 4, 1, 5),
-              rs_high = __builtin_shufflevector(r, s, 2, 6, 3, 7);
-    *reinterpret_cast<Row*>(to) = __builtin_shufflevector(pq_low, rs_low, 0, 1, 4, 5);
-    *reinterpret_cast<Row*>(to + to_row) = __builtin_shufflevector(pq_low, rs_low, 2, 3, 6, 7);
-    *reinterpret_cast<Row*>(to + 2 * to_row) =
-        __builtin_shufflevector(pq_high, rs_high, 0, 1, 4, 5);
-    *reinterpret_cast<Row*>(to + 3 * to_row) =
-        __builtin_shufflevector(pq_high, rs_high, 2, 3, 6, 7);
-  }
-};
-template <>
-struct Block<double> {
-  using Row = double __attribute__((vector_size(16), aligned(8), may_alias));
-  static constexpr int side = 2;
-  static UNSHARED_INLINE void transpose(const double* from, std::int64_t from_row, double* to,
-                                        std::int64_t to_row) {
-    const Row p = *reinterpret_cast<const Row*>(from),
-              q = *reinterpret_cast<const Row*>(from + from_row);
-    *reinterpret_cast<Row*>(to) = __builtin_shufflevector(p, q, 0, 2);
-    *reinterpret_cast<Row*>(to + to_row) = __builtin_shufflevector(p, q, 1, 3);
-  }
-};
-
 }  // namespace
 }  // namespace unshared

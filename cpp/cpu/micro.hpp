@@ -16,13 +16,16 @@
 namespace unshared {
 namespace {
 
-// Rows of a tile of V vectors: the sums, V vectors of b and one broadcast fit into the registers.
-// More than these were measured slower on Zen 4.
+// Rows of a tile of V vectors: the sums, V vectors of b and one broadcast fit into the registers. More
+// rows than tallest_rows are cut into tiles of at most most_rows, which were measured faster on Zen 4.
 inline constexpr int most_vectors = 4;
-inline constexpr int most_rows_of[] = {
-    0, vector_registers == 16 ? 12 : 14, vector_registers == 16 ? 6 : 12,
-    vector_registers == 16 ? 4 : 8, vector_registers == 16 ? 2 : 6};
-constexpr int most_rows(int vectors) { return most_rows_of[vectors]; }
+inline constexpr bool few_registers = vector_registers == 16;
+inline constexpr int tallest_rows_of[] = {0, few_registers ? 12 : 16, few_registers ? 6 : 12,
+                                          few_registers ? 4 : 8, few_registers ? 2 : 6};
+constexpr int tallest_rows(int vectors) { return tallest_rows_of[vectors]; }
+constexpr int most_rows(int vectors) {
+  return vectors == 1 && !few_registers ? 14 : tallest_rows_of[vectors];
+}
 
 // Lines that will be needed later, asked for while tiles compute, one a step: as bursts between tiles
 // they would wait for each other. A list must be readable for a tile's steps beyond its end.
@@ -128,7 +131,7 @@ struct MicroTiles {
   static constexpr Table<m...> table(std::integer_sequence<int, m...>) {
     return {};
   }
-  using All = decltype(table(std::make_integer_sequence<int, most_rows(V)>{}));
+  using All = decltype(table(std::make_integer_sequence<int, tallest_rows(V)>{}));
 };
 
 // Any number of rows of `vectors` (1 to most_vectors) vectors, split evenly into tiles. Of a stream only
@@ -140,7 +143,7 @@ UNSHARED_INLINE void micro_rows(Micro<T> t, std::int64_t rows, std::int64_t vect
   constexpr bool whole = std::is_same_v<T, typename Micro<T>::Real>;
   const bool first_only = whole && t.last == Lanes<typename Micro<T>::Real>::count;
   const auto run = [&]<int V>(std::integral_constant<int, V>) __attribute__((always_inline)) {
-    std::int64_t tiles = (rows + most_rows(V) - 1) / most_rows(V);
+    std::int64_t tiles = rows <= tallest_rows(V) ? 1 : (rows + most_rows(V) - 1) / most_rows(V);
     for (std::int64_t row = 0; row < rows; --tiles) {
       const std::int64_t height = (rows - row + tiles - 1) / tiles;
       if (stream && (row == 0 || !first_only)) {

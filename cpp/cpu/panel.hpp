@@ -1,7 +1,8 @@
-// Weights rearranged for the micro-kernel: a box of steps of one cell, copied into scratch as
-// [step][columns] in whole vectors, whatever their memory order, widened for half types.
+// Panels: the weights of some columns of a cell, rearranged as [step][columns] in whole vectors,
+// whatever their memory order, widened for half types.
 //
-// Where memory runs along the steps instead of the columns, squares are transposed in registers.
+// Steps that lie side by side in memory, in whatever order of the chain, are moved as one run:
+// squares of it are transposed in registers, and each step goes to its place.
 #pragma once
 
 #include "stage.hpp"
@@ -12,16 +13,16 @@ namespace unshared {
 namespace {
 
 template <class T>
-class PanelPlan {
+class Panel {
  public:
   using Real = typename Scalar<T>::Real;
-  using L = Lanes<Real>;
-  using S = Stored<T>;
-  static constexpr int most_steps = 1024;
+  static constexpr int reals = Scalar<T>::parts, most_steps = 1024 / reals;
 
-  // Finds the steps that lie side by side in memory: loops of stride 1, of stride that loop's count,
-  // and so on. A nest's second strides are those of w.
+  // The steps of a nest, whose second strides are those of w; kept while the nest is the same.
+  // Finds runs: the loop of stride 1, one of that loop's count, and so on.
   UNSHARED_INLINE void find_runs(const Nest& nest) {
+    if (nest.same(nest_)) return;
+    nest_ = nest;
     bool taken[max_axes + 1] = {};
     int64_t step[max_axes + 1], after = 1;
     for (int d = nest.depth - 1; d >= 0; --d) {
@@ -29,19 +30,18 @@ class PanelPlan {
       after *= nest.loop[d].count;
       taken[d] = nest.loop[d].count == 1;
     }
-    length_ = 1;
-    run_step_[0] = 0;
+    run_ = 1;
+    place_[0] = 0;
     for (bool found = true; found;) {
       found = false;
-      for (int d = 0; d < nest.depth; ++d) {
+      for (int d = 0; d < nest.depth && !found; ++d) {
         const Nest::Loop& loop = nest.loop[d];
-        if (taken[d] || loop.second != length_) continue;
+        if (taken[d] || loop.second != run_) continue;
         for (int64_t j = 1; j < loop.count; ++j)
-          for (int64_t u = 0; u < length_; ++u)
-            run_step_[j * length_ + u] = static_cast<std::int32_t>(run_step_[u] + j * step[d]);
-        length_ *= loop.count;
+          for (int64_t u = 0; u < run_; ++u)
+            place_[j * run_ + u] = static_cast<std::int32_t>(place_[u] + j * step[d]);
+        run_ *= loop.count;
         taken[d] = found = true;
-        break;
       }
     }
     outer_ = {};
@@ -49,15 +49,32 @@ class PanelPlan {
       if (!taken[d]) outer_.add(nest.loop[d].count, nest.loop[d].second, step[d]);
   }
 
-  // `count` columns into a panel of rows `width` apart; `w_step`: where each step lies in memory. What
-  // lies `ahead` elements further on is asked for along the way.
+  // `count` columns of the steps, `column` apart in memory, into a panel of rows `width` apart;
+  // `w_step`: where each step lies.
   UNSHARED_INLINE void pack(const T* w, int64_t column, int64_t count, const int64_t* w_step,
-                            int64_t steps, Real* panel, int64_t width, int64_t ahead) const {
-    if (column == 1) {
+                            int64_t steps, Real* panel, int64_t width, const Call& call) const {
+    if constexpr (reals == 2) {
       for (int64_t t = 0; t < steps; ++t)
-        Mover<T, true>::run(w + w_step[t], panel + t * width, count, ahead);
-    } else if (length_ > 2) {
-      squares(w, column, count, panel, width, ahead);
+        stage_pairs(w + w_step[t], column, count, panel + 2 * t * width, width,
+                    call.conjugate_first, call.conjugate_second);
+    } else if (column == 1) {
+      for (int64_t t = 0; t < steps; ++t)
+        Mover<T, true>::run(w + w_step[t], panel + t * width, count, 0);
+    } else if (run_ > 2) {
+      const auto place = [&](int64_t u)
+                             __attribute__((always_inline)) { return place_[u] * width; };
+      int64_t at[max_axes + 1] = {}, step = 0;
+      for (int d = 0; d >= 0;) {
+        Mover<T, true>::square(w, column, count, panel + step * width, place, run_, 0);
+        for (d = outer_.depth - 1; d >= 0; --d) {
+          w += outer_.loop[d].first;
+          step += outer_.loop[d].second;
+          if (++at[d] < outer_.loop[d].count) break;
+          w -= at[d] * outer_.loop[d].first;
+          step -= at[d] * outer_.loop[d].second;
+          at[d] = 0;
+        }
+      }
     } else {
       for (int64_t t = 0; t < steps; ++t) {
         for (int64_t j = 0; j < count; ++j) panel[t * width + j] = widen(w[w_step[t] + j * column]);
@@ -67,86 +84,9 @@ class PanelPlan {
   }
 
  private:
-  void squares(const T* w, int64_t column, int64_t count, Real* panel, int64_t width,
-               int64_t ahead) const {
-    int64_t at[max_axes + 1] = {};
-    for (int64_t step = 0;;) {
-      for (int64_t u = 0; u < length_; u += L::count) {
-        const int units = static_cast<int>(lesser(L::count, length_ - u));
-        for (int64_t c = 0; c < count; c += L::count) {
-          const int columns = static_cast<int>(lesser(L::count, count - c));
-          typename L::Vector v[L::count];
-          const T* from = w + c * column + u;
-          if (columns == L::count && units == L::count) {
-#pragma GCC unroll 16
-            for (int i = 0; i < L::count; ++i) {
-              __builtin_prefetch(from + i * column + ahead);
-              v[i] = S::load(from + i * column);
-            }
-          } else {
-#pragma GCC unroll 16
-            for (int i = 0; i < L::count; ++i) {
-              v[i] = i < columns ? S::load_part(from + i * column, units) : L::zero();
-              if (i < columns) __builtin_prefetch(from + i * column + ahead);
-            }
-          }
-          L::transpose(v);
-          Real* to = panel + step * width + c;
-#pragma GCC unroll 16
-          for (int i = 0; i < L::count; ++i)
-            if (i < units) L::store(to + run_step_[u + i] * width, v[i]);
-        }
-      }
-      int d = outer_.depth - 1;
-      for (; d >= 0; --d) {
-        const Nest::Loop& loop = outer_.loop[d];
-        w += loop.first;
-        step += loop.second;
-        if (++at[d] < loop.count) break;
-        w -= at[d] * loop.first;
-        step -= at[d] * loop.second;
-        at[d] = 0;
-      }
-      if (d < 0) return;
-    }
-  }
-
-  int64_t length_ = 1;
-  Nest outer_;
-  std::int32_t run_step_[most_steps];
-};
-
-// A complex element q becomes, for the steps that broadcast p.re and p.im, the lanes (q.re, q.im) and
-// (-q.im, q.re), with the signs of the conjugations.
-template <class R>
-class PanelPlan<Complex<R>> {
- public:
-  using T = Complex<R>;
-  static constexpr int most_steps = 512;
-
-  UNSHARED_INLINE void conjugate_operands(bool a, bool b) {
-    conjugate_a_ = a;
-    conjugate_b_ = b;
-  }
-  UNSHARED_INLINE void find_runs(const Nest&) {}
-  UNSHARED_INLINE void pack(const T* w, int64_t column, int64_t count, const int64_t* w_step,
-                            int64_t steps, R* panel, int64_t width, int64_t) const {
-    for (int64_t t = 0; t < steps; ++t) {
-      R* by_re = panel + 2 * t * width;
-      R* by_im = by_re + width;
-      for (int64_t j = 0; j < count; ++j) {
-        const T q = conjugate(w[w_step[t] + j * column], conjugate_b_);
-        by_re[2 * j] = q.re;
-        by_re[2 * j + 1] = q.im;
-        by_im[2 * j] = conjugate_a_ ? q.im : -q.im;
-        by_im[2 * j + 1] = conjugate_a_ ? -q.re : q.re;
-      }
-      for (int64_t j = 2 * count; j < width; ++j) by_re[j] = by_im[j] = 0;
-    }
-  }
-
- private:
-  bool conjugate_a_ = false, conjugate_b_ = false;
+  Nest nest_, outer_;
+  int64_t run_ = 1;
+  std::int32_t place_[most_steps];  // of the elements of a run, in steps
 };
 
 }  // namespace

@@ -86,64 +86,15 @@ struct Mover {
     }
   }
 
-#if defined(__AVX512F__)
-  // At most half a square: 16 rows of up to 8 floats, two rows in a vector.
-  static UNSHARED_INLINE void narrow_square(const float* memory, int64_t row, int rows,
-                                            float* scratch, int64_t scratch_row, int columns) {
-    const auto mask = static_cast<__mmask8>((1u << columns) - 1);
-    __m512 r[8], t[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      const __m256 low =
-          i < rows ? _mm256_maskz_loadu_ps(mask, memory + i * row) : _mm256_setzero_ps();
-      const __m256 high =
-          i + 8 < rows ? _mm256_maskz_loadu_ps(mask, memory + (i + 8) * row) : _mm256_setzero_ps();
-      r[i] =
-          __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i += 2) {
-      t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12,
-                                     28, 13, 29);
-      t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27,
-                                         14, 30, 15, 31);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 8
-      for (int j = 0; j < 2; ++j) {
-        r[i + 2 * j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 16, 17, 4, 5, 20, 21,
-                                               8, 9, 24, 25, 12, 13, 28, 29);
-        r[i + 2 * j + 1] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 18, 19, 6, 7, 22,
-                                                   23, 10, 11, 26, 27, 14, 15, 30, 31);
-      }
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j)
-      if (j < columns) {
-        const __m512 v = j < 4 ? __builtin_shufflevector(r[j % 4], r[j % 4 + 4], 0, 1, 2, 3, 16, 17,
-                                                         18, 19, 8, 9, 10, 11, 24, 25, 26, 27)
-                               : __builtin_shufflevector(r[j % 4], r[j % 4 + 4], 4, 5, 6, 7, 20, 21,
-                                                         22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-        _mm512_storeu_ps(scratch + j * scratch_row, v);
-      }
-  }
-#endif
-
-  // Lanes at a stride, `count` elements of each contiguous in memory.
-  static void square(Memory* memory, int64_t lane_memory, int64_t lanes, Scratch* scratch,
-                     int64_t scratch_row, int64_t count, int64_t ahead) {
+  // Lanes at a stride, `count` elements of each contiguous in memory; element j of them all stands at
+  // place(j) in scratch.
+  static UNSHARED_INLINE void square(Memory* memory, int64_t lane_memory, int64_t lanes,
+                                     Scratch* scratch, const auto& place, int64_t count,
+                                     int64_t ahead) {
     for (int64_t l = 0; l < lanes; l += L::count)
       for (int64_t j = 0; j < count; j += L::count) {
         const int rows = static_cast<int>(lesser(L::count, lanes - l));
         const int columns = static_cast<int>(lesser(L::count, count - j));
-#if defined(__AVX512F__)
-        if constexpr (in && __is_same(T, float))
-          if (2 * columns <= L::count) {
-            narrow_square(memory + l * lane_memory + j, lane_memory, rows,
-                          scratch + j * scratch_row + l, scratch_row, columns);
-            continue;
-          }
-#endif
         typename L::Vector v[L::count];
         if constexpr (in) {
           if (rows == L::count && columns == L::count) {
@@ -161,13 +112,13 @@ struct Mover {
         } else {
 #pragma GCC unroll 16
           for (int i = 0; i < L::count; ++i)
-            v[i] = i < columns ? L::load(scratch + (j + i) * scratch_row + l) : L::zero();
+            v[i] = i < columns ? L::load(scratch + place(j + i) + l) : L::zero();
         }
         L::transpose(v);
         if constexpr (in) {
 #pragma GCC unroll 16
           for (int i = 0; i < L::count; ++i)
-            if (i < columns) L::store(scratch + (j + i) * scratch_row + l, v[i]);
+            if (i < columns) L::store(scratch + place(j + i) + l, v[i]);
         } else if (columns == L::count) {
 #pragma GCC unroll 16
           for (int i = 0; i < L::count; ++i)
@@ -257,6 +208,7 @@ struct Mover {
         }
     }
     if (!squares && box.depth > 0) fast = box.loop[--box.depth];
+    const auto place = [&](int64_t j) __attribute__((always_inline)) { return j * fast.scratch; };
     int64_t at[max_axes + 3] = {};
     for (;;) {
       if (squares && fast.count == box.lane_memory && fast.count <= 4) {
@@ -267,7 +219,7 @@ struct Mover {
         else
           zip<4>(memory, box.lanes, scratch, fast.scratch, ahead);
       } else if (squares) {
-        square(memory, box.lane_memory, box.lanes, scratch, fast.scratch, fast.count, ahead);
+        square(memory, box.lane_memory, box.lanes, scratch, place, fast.count, ahead);
       } else if (box.lane_memory == 1) {
         for (int64_t j = 0; j < fast.count; ++j)
           run(memory + j * fast.memory, scratch + j * fast.scratch, box.lanes, ahead);
@@ -304,6 +256,24 @@ UNSHARED_INLINE void stage(const Box& box, const T* memory, typename Scalar<T>::
 template <class T>
 UNSHARED_INLINE void unstage(const Box& box, T* memory, const typename Scalar<T>::Real* scratch) {
   Mover<T, false>::move(box, memory, scratch, 0);
+}
+
+// One step of complex weights as two steps of reals: an element q becomes, for the steps that
+// broadcast p.re and p.im, the lanes (q.re, q.im) and (-q.im, q.re), with the signs of the
+// conjugations of p (a) and q (b).
+template <class R>
+UNSHARED_INLINE void stage_pairs(const Complex<R>* from, int64_t column, int64_t count, R* scratch,
+                                 int64_t width, bool conjugate_a, bool conjugate_b) {
+  R* by_re = scratch;
+  R* by_im = scratch + width;
+  for (int64_t j = 0; j < count; ++j) {
+    const Complex<R> q = conjugate(from[j * column], conjugate_b);
+    by_re[2 * j] = q.re;
+    by_re[2 * j + 1] = q.im;
+    by_im[2 * j] = conjugate_a ? q.im : -q.im;
+    by_im[2 * j + 1] = conjugate_a ? -q.re : q.re;
+  }
+  for (int64_t j = 2 * count; j < width; ++j) by_re[j] = by_im[j] = 0;
 }
 
 // Where the lines of a box lie in memory, in bytes from its first element. Returns how many were

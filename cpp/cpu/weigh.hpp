@@ -8,111 +8,12 @@
 // each dw[o, k, a, b] is one chain of one worker. Taps in padding get an empty chain.
 #pragma once
 
-#include <utility>
-
-#include "stage.hpp"
+#include "weigh_plan.hpp"
 
 #if defined(UNSHARED_LANES)
 
 namespace unshared {
 namespace {
-
-// Columns of a tile, in vectors, and rows: few sums, so that a tile begins while the one before
-// ends.
-inline constexpr int weighed_vectors = vector_registers == 16 ? 3 : 4;
-inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 14,
-                                          vector_registers == 16 ? 5 : 8,
-                                          vector_registers == 16 ? 4 : 6, 6};
-
-// c[row, lane] = chain over steps of a[step, row] * b[step, lane], and lines that will be needed
-// soon: of dw, those of as many rows, and of x or dy one for each step.
-template <class Real>
-struct Weighed {
-  const Real* a;
-  const Real* b;
-  Real* c;
-  int64_t a_step, b_step, c_row, steps;
-  bool from_zero;
-  const char* out_ahead;
-  int64_t out_row;  // bytes
-  const char* in_ahead;
-  int64_t in_step;  // bytes
-};
-
-template <class Real, int V, int M>
-void weighed_tile(const Weighed<Real>& t) {
-  using L = Lanes<Real>;
-  typename L::Vector sum[M][V];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      sum[m][v] = t.from_zero ? L::zero() : L::load(t.c + m * t.c_row + v * L::count);
-  const Real* a = t.a;
-  const Real* b = t.b;
-  const char* in_ahead = t.in_ahead;
-  const int64_t a_step = t.a_step, b_step = t.b_step, in_step = t.in_step;
-  // The first steps ask for the lines of dw: one vector's of each row, or two.
-  constexpr int asked = (V + 1) / 2;
-  int64_t left = t.steps, out_row = t.out_row;
-  const char* out = t.out_ahead;
-  for (int v = 0; left > 0; ++v) {
-    const char* out_ahead = out;
-    int64_t here = left < M ? left : M;
-    if (v * asked >= V || out_row == 0) {
-      out_row = 0;
-      here = left;
-    } else
-      out += asked * L::count * sizeof(Real);
-    left -= here;
-#pragma GCC unroll 1
-    for (; here > 0; --here) {
-#pragma GCC unroll 2
-      for (int i = 0; i < asked; ++i) __builtin_prefetch(out_ahead + i * L::count * sizeof(Real));
-      __builtin_prefetch(in_ahead);
-      out_ahead += out_row;
-      in_ahead += in_step;
-      typename L::Vector line[V];
-#pragma GCC unroll 4
-      for (int i = 0; i < V; ++i) line[i] = L::load(b + i * L::count);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const typename L::Vector one = L::broadcast(a + m);
-#pragma GCC unroll 4
-        for (int i = 0; i < V; ++i) sum[m][i] = L::chain(one, line[i], sum[m][i]);
-      }
-      a += a_step;
-      b += b_step;
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) L::store(t.c + m * t.c_row + v * L::count, sum[m][v]);
-}
-
-template <class Real, int V>
-struct WeighedTiles {
-  using Function = void (*)(const Weighed<Real>&);
-  template <int... m>
-  struct Table {
-    static constexpr Function of_rows[] = {weighed_tile<Real, V, m + 1>...};
-  };
-  template <int... m>
-  static constexpr Table<m...> table(std::integer_sequence<int, m...>) {
-    return {};
-  }
-  using All = decltype(table(std::make_integer_sequence<int, weighed_rows_of[V]>{}));
-};
-
-// How a problem is cut.
-struct Weighing {
-  bool over_input = false;  // columns are input channels, rows output channels; else the other way
-  bool direct = false;  // sums are kept in dw itself
-  int64_t x_block = 0, x_parts = 0, y_block = 0, y_parts = 0;  // channels staged together
-  int64_t strips = 0;  // of places along the last axis; 0: it does not fit
-  int64_t window = 0, window_reals = 0;  // pixels of a row; room for all rows
-};
 
 template <class T>
 class Weigh {
@@ -120,31 +21,18 @@ class Weigh {
   using Real = typename Scalar<T>::Real;
   using L = Lanes<Real>;
 
-  UNSHARED_INLINE Weigh(const Problem& problem, const Call& call)
-      : p(problem), call_(call), plan_(plan(problem)), z_(problem.axis_count - 1) {
+  using Plan = WeighPlan<T>;
+
+  UNSHARED_INLINE Weigh(const Problem& problem, const Call& call, const Plan& plan)
+      : p(problem), call_(call), plan_(plan), z_(problem.axis_count - 1) {
     for (int s = 0; s < p.axis_count; ++s) {
-      const Axis& axis = p.axes[s];
-      const int64_t common = greatest_divisor(axis.input_dilation, axis.dilation);
-      tap_step_[s] = axis.input_dilation / common;
-      partner_step_[s] = axis.dilation / common;
+      const Spacing spacing = spacing_of(p.axes[s], false);
+      tap_step_[s] = spacing.tap;
+      partner_step_[s] = spacing.partner;
     }
     x_step_ = p.x_batch_stride * int64_t{sizeof(T)};
     y_step_ = p.y_batch_stride * int64_t{sizeof(T)};
     idle_ = reinterpret_cast<const char*>(arena_);
-  }
-
-  static UNSHARED_INLINE const char* declines(const Problem& p) {
-    const Weighing w = plan(p);
-    if (w.strips == 0) return "what a place sees of all samples is too large to be staged";
-    if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8)
-      return "what is staged would be used too few times";
-    return nullptr;
-  }
-
-  // Items: (places of the first axes, strip, channels of x, channels of y, rows of places).
-  static UNSHARED_INLINE int64_t items(const Problem& p, const Call& call) {
-    const Weighing w = plan(p);
-    return outer(p) * w.strips * w.x_parts * y_shares(p, w) * groups(p, w, call);
   }
 
   void run(int64_t begin, int64_t end) {
@@ -163,11 +51,10 @@ class Weigh {
   }
 
  private:
-  static constexpr bool plain = sizeof(T) == sizeof(Real);
-  static constexpr int longest_strip = 32, most_tap_rows = 256, most_fed = 512;
-  static constexpr int64_t arena_reals = 180 * 1024 / sizeof(Real);
-  static constexpr int64_t sums_reals = 42 * 1024 / sizeof(Real);
-  static constexpr int64_t widest = 4;  // vectors of channels staged together
+  static constexpr bool plain = Plan::plain;
+  static constexpr int longest_strip = Plan::longest_strip, most_tap_rows = Plan::most_tap_rows;
+  static constexpr int most_fed = 512;
+  static constexpr int64_t arena_reals = Plan::arena_reals, sums_reals = Plan::sums_reals;
 
   struct Range {
     int64_t begin, end;
@@ -178,109 +65,6 @@ class Weigh {
     const int64_t vectors = ceil_div(channels, L::count);
     return {part * vectors / parts * L::count,
             lesser((part + 1) * vectors / parts * L::count, channels)};
-  }
-  static UNSHARED_INLINE int64_t rows_of(const Problem& p) {
-    return p.axis_count > 1 ? p.axes[p.axis_count - 2].output : 1;
-  }
-  static UNSHARED_INLINE int64_t outer(const Problem& p) {
-    return Cell::count(p, Face::grad_weight) / rows_of(p) / p.axes[p.axis_count - 1].output;
-  }
-  static UNSHARED_INLINE int64_t y_shares(const Problem& p, const Weighing& w) {
-    const int64_t others = outer(p) * w.strips * w.x_parts * rows_of(p);
-    return greater(1, lesser(w.y_parts, ceil_div(int64_t{64}, others)));
-  }
-  static UNSHARED_INLINE int64_t groups(const Problem& p, const Weighing& w, const Call& call) {
-    const int64_t others = outer(p) * w.strips * w.x_parts * y_shares(p, w);
-    return call.threads == 1 ? 1 : lesser(rows_of(p), ceil_div(int64_t{64}, others));
-  }
-
-  // Pixels that `places` neighbouring places see along the last axis.
-  static UNSHARED_INLINE int64_t window_of(const Axis& axis, int64_t places) {
-    if (places == 1) return axis.kernel;
-    const int64_t reach = (places - 1) * axis.stride + (axis.kernel - 1) * axis.dilation;
-    return greater(1, lesser(reach / axis.input_dilation + 1, axis.input));
-  }
-
-  // Whether columns should be input channels, from what either way costs per place and tap:
-  // multiplications of vectors, and sums that do not leave as whole vectors.
-  static UNSHARED_INLINE bool over_input(const Problem& p) {
-    const auto cost = [&](int64_t rows, int64_t columns, int64_t w_column) {
-      const bool whole = plain && columns % L::count == 0;
-      const int64_t vectors = rows * ceil_div(columns, L::count);
-      return vectors * p.batch + (w_column != 1 ? 6 * vectors : whole ? 0 : 3 * vectors);
-    };
-    return cost(p.out_channels, p.in_channels, p.w_in_stride) <
-           cost(p.in_channels, p.out_channels, p.w_out_stride);
-  }
-
-  static UNSHARED_INLINE Weighing plan(const Problem& p) {
-    Weighing w;
-    w.over_input = over_input(p);
-    w.direct = plain && (w.over_input ? p.w_in_stride == 1 && p.in_channels % L::count == 0
-                                      : p.w_out_stride == 1 && p.out_channels % L::count == 0);
-    const Axis& last = p.axes[p.axis_count - 1];
-    const int64_t samples = greater(p.batch, 1), rows = taps_of(p) / last.kernel;  // of the window
-    if (rows > most_tap_rows) return {};
-    const int64_t x_vectors = greater(1, ceil_div(p.in_channels, L::count)),
-                  y_vectors = greater(1, ceil_div(p.out_channels, L::count));
-    const int64_t room = arena_reals - (w.direct ? 0 : sums_reals);
-    const auto fits = [&](int64_t places) {
-      w.x_block = ceil_div(x_vectors, w.x_parts) * L::count;
-      w.y_block = ceil_div(y_vectors, w.y_parts) * L::count;
-      const int64_t pixel = lesser(samples * w.x_block, max_extent);
-      w.window = window_of(last, places);
-      w.window_reals = rows * lesser(w.window * pixel, max_extent);
-      return w.window_reals + places * samples * w.y_block <= room;
-    };
-    // Vectors of channels staged together, and places: what takes the least time for each place.
-    Weighing best;
-    double least = 0;
-    for (int64_t x_wide = widest; x_wide > 0; --x_wide)
-      for (int64_t y_wide = widest; y_wide > 0; --y_wide) {
-        w.x_parts = ceil_div(x_vectors, x_wide);
-        w.y_parts = ceil_div(y_vectors, y_wide);
-        if (!fits(1)) continue;
-        w.strips = greater(1, ceil_div(last.output, longest_strip));
-        while (!fits(greater(1, ceil_div(last.output, w.strips)))) ++w.strips;
-        const double cost = cost_of(p, w);
-        if (least > 0 && cost >= least) continue;
-        least = cost;
-        best = w;
-      }
-    return best;
-  }
-  static UNSHARED_INLINE int64_t taps_of(const Problem& p) {
-    int64_t taps = 1;
-    for (int s = 0; s < p.axis_count; ++s) taps = lesser(taps * p.axes[s].kernel, max_extent);
-    return taps;
-  }
-
-  // About how many cycles a place takes for each sample, beyond multiplications.
-  static UNSHARED_INLINE double cost_of(const Problem& p, const Weighing& w) {
-    const Axis& last = p.axes[p.axis_count - 1];
-    const int64_t places = greater(1, ceil_div(last.output, w.strips));
-    const auto staging = [](int64_t pixels, int64_t channel, int64_t pixel) {
-      if (channel == 1) return 5 * pixels;
-      if (pixel != 1) return 2 * pixels * L::count;
-      return plain && 2 * pixels <= L::count ? 3 * int64_t{L::count}
-                                             : 6 * ceil_div(pixels, L::count) * L::count;
-    };
-    int64_t fresh = taps_of(p) / last.kernel;  // rows of the window
-    if (p.axis_count > 1) {
-      const Axis& axis = p.axes[p.axis_count - 2];
-      fresh = fresh / axis.kernel * lesser(axis.kernel, axis.stride);
-    }
-    const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts *
-                      w.x_block,
-                  y = staging(places, p.y_channel_stride, last.y_stride) * w.x_parts * w.y_parts *
-                      w.y_block;
-    const int64_t tile_rows = w.over_input ? w.y_block : w.x_block,
-                  tile_columns = (w.over_input ? w.x_block : w.y_block) / L::count,
-                  wide = lesser(tile_columns, weighed_vectors);
-    const int64_t tiles = ceil_div(tile_columns, wide) * ceil_div(tile_rows, weighed_rows_of[wide]);
-    return static_cast<double>(x + y) / static_cast<double>(L::count * places) +
-           30.0 * static_cast<double>(tiles * w.x_parts * w.y_parts * taps_of(p)) /
-               static_cast<double>(greater(p.batch, 1));
   }
 
   // A strip of places, and what it sees.
@@ -301,14 +85,14 @@ class Weigh {
       flat /= count;
       return at;
     };
-    const int64_t groups_of_rows = groups(p, plan_, call_), shares = y_shares(p, plan_);
+    const int64_t groups_of_rows = Plan::groups(p, plan_, call_), shares = Plan::y_shares(p, plan_);
     const int64_t group = next(groups_of_rows), share = next(shares), part = next(plan_.x_parts),
                   strip = next(plan_.strips);
     for (int d = z_ - 2; d >= 0; --d) s.index[d] = next(p.axes[d].output);
     s.x = block(p.in_channels, part, plan_.x_parts);
     s.y_parts = {share * plan_.y_parts / shares, (share + 1) * plan_.y_parts / shares};
-    s.first_row = group * rows_of(p) / groups_of_rows;
-    s.last_row = (group + 1) * rows_of(p) / groups_of_rows;
+    s.first_row = group * Plan::rows_of(p) / groups_of_rows;
+    s.last_row = (group + 1) * Plan::rows_of(p) / groups_of_rows;
     const Axis& last = p.axes[z_];
     s.begin = strip * last.output / plan_.strips;
     s.places = (strip + 1) * last.output / plan_.strips - s.begin;
@@ -612,16 +396,10 @@ class Weigh {
   UNSHARED_INLINE void clear_padding(T* result, int64_t j) const {
     const int64_t y_begin = block(p.out_channels, here_.y_parts.begin, plan_.y_parts).begin,
                   y_end = block(p.out_channels, here_.y_parts.end - 1, plan_.y_parts).end;
-    reference::Index k{};
-    do {
-      int64_t w = 0;
-      bool in_chain = true;
-      for (int s = 0; s <= z_; ++s) {
-        const int64_t o = s == z_ ? here_.begin + j : here_.index[s];
-        in_chain = in_chain && p.axes[s].source(o, k.at[s]) >= 0;
-        w += k.at[s] * p.axes[s].w_tap_stride;
-      }
-      if (in_chain) continue;
+    int64_t place[max_axes];
+    for (int s = 0; s < z_; ++s) place[s] = here_.index[s];
+    place[z_] = here_.begin + j;
+    each_tap_in_padding(p, place, [&](int64_t w) {
       if (p.w_out_stride == 1)
         for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
           __builtin_memset(result + w + a * p.w_in_stride + y_begin, 0,
@@ -634,12 +412,12 @@ class Weigh {
         for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
           for (int64_t b = y_begin; b < y_end; ++b)
             result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
-    } while (reference::next(p, k));
+    });
   }
 
   const Problem& p;
   const Call& call_;
-  const Weighing plan_;
+  const Plan& plan_;
   const int z_;  // the last axis
   int64_t tap_step_[max_axes], partner_step_[max_axes];
   Strip here_;
@@ -654,10 +432,16 @@ class Weigh {
 
 template <class T>
 const char* weigh_declines(const Problem& p) noexcept {
-  if constexpr (Scalar<T>::parts == 2)
+  if constexpr (Scalar<T>::parts == 2) {
     return "complex products take two steps each";
-  else
-    return p.batch == 0 ? "there are no samples to stage" : Weigh<T>::declines(p);
+  } else {
+    if (p.batch == 0) return "there are no samples to stage";
+    if (WeighPlan<T>(p).strips == 0)
+      return "what a place sees of all samples is too large to be staged";
+    if (WeighPlan<T>::taps_of(p) * lesser(p.in_channels, p.out_channels) < 8)
+      return "what is staged would be used too few times";
+    return nullptr;
+  }
 }
 
 static_assert(sizeof(Weigh<float>) <= most_scratch && sizeof(Weigh<double>) <= most_scratch &&

@@ -1,0 +1,224 @@
+// Kernel "gather", one cell: a small matrix product whose steps run over the cell's chain.
+//
+// Over columns, the small tensor is broadcast and vectors are weights: read in place, once as a
+// stream or again from a cache, or rearranged as a panel. Over samples, weights are broadcast from
+// where they are, and vectors are samples of the staged small tensor. Steps are cut so that what is
+// used again stays in a cache; what is needed next is fetched meanwhile.
+// Accumulator: float32 for half types, else the element type. Order: that of the nest. Deterministic.
+#pragma once
+
+#include "gather_plan.hpp"
+#include "panel.hpp"
+
+#if defined(UNSHARED_LANES)
+
+namespace unshared {
+namespace {
+
+// The lines of a box in memory, listed anew when the box changes, and readable beyond the last one.
+template <int most, int beyond>
+class LineList {
+ public:
+  template <class T>
+  UNSHARED_INLINE Lines of(const Box& box, const T* memory) {
+    if (!(box == box_)) {
+      box_ = box;
+      count_ = lines_of<T>(box, lines_, most);
+      for (int64_t j = 0; j < beyond; ++j) lines_[count_ + j] = lines_[count_ - 1];
+    }
+    return {reinterpret_cast<const char*>(memory), lines_, count_};
+  }
+
+ private:
+  Box box_;
+  int64_t count_ = 0;
+  std::int32_t lines_[most + beyond];
+};
+
+template <class T, Face face>
+class GatherCell {
+ protected:
+  using Plan = GatherPlan<T, face>;
+  using Real = typename Plan::Real;
+  using L = typename Plan::L;
+  static constexpr int reals = Plan::reals;
+  static constexpr bool plain = Plan::plain;
+  static constexpr int64_t scratch_reals = Plan::scratch_reals;
+  static constexpr int table_steps = Panel<T>::most_steps, steps_ahead = 64, widest_in_place = 2;
+
+  UNSHARED_INLINE GatherCell(const Problem& problem, const Call& call, const Plan& plan)
+      : p(problem), g(gathering<face>(problem)), call_(call), plan_(plan) {}
+
+  // Rows: samples, broadcast; vectors: the weights of columns. `w_next`: where those of the next
+  // cell begin, from w; `fresh`: whether w was not read before.
+  UNSHARED_INLINE void over_columns(const Nest& nest, const Real* a, int64_t a_row, const T* w,
+                                    int64_t w_next, Real* c, int64_t c_row, bool from_zero,
+                                    bool fresh) {
+    const int64_t vectors = Plan::vectors_of(columns_);
+    const int most = rows_ <= tallest_rows(4) ? 4 : rows_ <= tallest_rows(3) ? 3 : 2;  // of a tile
+    const bool whole = columns_ * reals % L::count == 0;
+    const bool along_memory = reals == 1 && g.w_column == 1;
+    // Weights that lie along the lanes are read in place: as a stream, if each is used once; else if
+    // all columns of a few steps lie together. Otherwise a panel is made of some of the columns.
+    const bool once = rows_ <= tallest_rows(1);
+    const bool stream = along_memory && (plain || whole) &&
+                        rows_ <= tallest_rows(vectors < most ? static_cast<int>(vectors) : most);
+    const bool in_place = stream || (along_memory && plain && vectors <= widest_in_place);
+    const int64_t group = in_place                ? vectors
+                          : once && !along_memory ? 1
+                                                  : ceil_div(vectors, ceil_div(vectors, most));
+    int64_t room = stage_ + scratch_reals - panel_;
+    if (!once && nest.total() * group * L::count * reals > room) room = Plan::panel_reals;
+    const int64_t limit = stream ? (vectors <= most ? 256 / vectors : int64_t{steps_ahead})
+                                 : room / (group * L::count * reals);
+    Pieces pieces(nest, lesser(limit, table_steps));
+    while (pieces.more()) {
+      const Nest part = pieces.part;
+      const int64_t steps = part.total();
+      const T* const from = w + pieces.second;
+      tabulate(part, steps);
+      if (!in_place) packer_.find_runs(part);
+      Micro<T> t{};
+      t.a = a + pieces.first * (plan_.staged ? 1 : reals);
+      t.a_row = a_row;
+      t.c_row = c_row;
+      t.steps = steps * reals;
+      t.from_zero = from_zero;
+      t.a_step = small_step_;
+      t.b_step = w_step_;
+      pieces.next();
+      const int64_t next = (pieces.more() ? pieces.second : w_next) - (from - w);
+      if (stream) look_beyond(steps, next);
+      for (int64_t first = 0; first < vectors; first += group) {
+        const int64_t here = lesser(group, vectors - first), width = here * L::count;
+        const int64_t column = first * L::count / reals;
+        const int64_t count = lesser(columns_ - column, width / reals);
+        if (fresh && !stream && plan_.fetches) {
+          if (first + group < vectors)
+            fetch(part, count, from + (column + width / reals) * g.w_column);
+          else
+            fetch(pieces.part, count, from + next);
+        }
+        if (!in_place) {
+          packer_.pack(from + column * g.w_column, g.w_column, count, w_step_, steps, panel_, width,
+                       call_);
+          place_steps(width, steps * reals);
+        }
+        for (int64_t v = 0, wide; v < here; v += wide) {
+          wide = ceil_div(here - v, ceil_div(here - v, most));
+          t.c = c + (first + v) * L::count;
+          if (!in_place) {
+            Micro<Real> packed{t.a,     panel_ + v * L::count, t.c,         a_row,    c_row,
+                               t.steps, small_step_,           panel_step_, from_zero};
+            micro_rows<false>(packed, rows_, wide, ahead_, near_lines());
+          } else if constexpr (reals == 1) {
+            t.b = from + v * L::count;
+            t.ahead = stream ? lesser(steps, steps_ahead) : 0;
+            t.last = v + wide < vectors || whole ? L::count : static_cast<int>(columns_ % L::count);
+            micro_rows<true>(t, rows_, wide, ahead_, near_lines());
+          }
+        }
+      }
+      from_zero = false;
+    }
+  }
+
+  // Rows: the weights of columns, broadcast; vectors: samples.
+  UNSHARED_INLINE void over_samples(const Nest& nest, const Real* b, const T* w, Real* c,
+                                    int64_t c_row, bool from_zero) {
+    if constexpr (plain && reals == 1)
+      for (Pieces pieces(nest, table_steps); pieces.more(); pieces.next()) {
+        const int64_t steps = pieces.part.total();
+        tabulate(pieces.part, steps);
+        const Micro<Real> t{w + pieces.second, b + pieces.first, c,        g.w_column, c_row, steps,
+                            w_step_,           small_step_,      from_zero};
+        micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_, nullptr);
+        from_zero = false;
+      }
+  }
+
+  const Problem& p;
+  const Gathering g;
+  const Call& call_;
+  const Plan& plan_;
+  int64_t rows_ = 0, columns_ = 0;  // of the block at hand
+  Lines ahead_[2];  // of the small tensor, and of w: what will be read next
+  alignas(64) Real stage_[scratch_reals + 2 * L::count];
+  Real* panel_ = stage_;  // behind what is staged
+
+ private:
+  UNSHARED_INLINE void place_steps(int64_t width, int64_t steps) {
+    if (width == panel_width_ && steps <= panel_steps_) return;
+    for (int64_t t = 0; t < steps; ++t) panel_step_[t] = t * width;
+    panel_width_ = width;
+    panel_steps_ = steps;
+  }
+
+  // As much of w again as a nest's steps and `count` columns take, from `next` on.
+  UNSHARED_INLINE void fetch(const Nest& nest, int64_t count, const T* next) {
+    Box box;
+    for (int d = 0; d < nest.depth; ++d)
+      box.add(nest.loop[d].count, nest.loop[d].second, nest.loop[d].second);
+    box.lanes = count;
+    box.lane_memory = g.w_column;
+    ahead_[1] = w_lines_.of(box, next);
+  }
+
+  // The offsets of a nest's steps in the small tensor and in w; kept while the nest is the same.
+  UNSHARED_INLINE void tabulate(const Nest& nest, int64_t count) {
+    if (nest.same(nest_)) return;
+    nest_ = nest;
+    beyond_ = 0;
+    const int scale = plan_.staged ? 1 : reals;  // scratch is counted in reals
+    int64_t at[max_axes + 1] = {}, a = 0, b = 0;
+    for (int64_t t = 0; t < count; ++t) {
+      for (int q = 0; q < reals; ++q) small_step_[reals * t + q] = a * scale + q;
+      w_step_[t] = b;
+      for (int d = nest.depth - 1; d >= 0; --d) {
+        a += nest.loop[d].first;
+        b += nest.loop[d].second;
+        if (++at[d] < nest.loop[d].count) break;
+        a -= at[d] * nest.loop[d].first;
+        b -= at[d] * nest.loop[d].second;
+        at[d] = 0;
+      }
+    }
+    if (!plan_.staged) find_near(nest, count * reals);
+  }
+  // Beyond the last step follow the first ones of the next cell, to be fetched ahead.
+  UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next) {
+    if (steps == beyond_ && next == next_) return;
+    for (int64_t j = 0; j < steps_ahead; ++j)
+      w_step_[steps + j] = w_step_[lesser(j, steps - 1)] + next;
+    beyond_ = steps;
+    next_ = next;
+  }
+  // The lines that the rows of a tile lie in, all of one row before those of the next, where they
+  // are read in place.
+  UNSHARED_INLINE const std::int32_t* near_lines() const { return plan_.staged ? nullptr : near_; }
+  void find_near(const Nest& nest, int64_t steps) {
+    Box box;
+    for (int d = 0; d < nest.depth; ++d)
+      box.add(nest.loop[d].count, nest.loop[d].first * reals, nest.loop[d].first);
+    box.lanes = reals;
+    const int64_t lines = lines_of<Real>(box, near_, steps);
+    const int64_t row = g.small_batch * int64_t{sizeof(T)};
+    for (int64_t s = lines; s < steps; ++s) {
+      const int64_t byte = near_[s - lines] + row;
+      near_[s] = byte > max_extent || byte < -max_extent ? 0 : static_cast<std::int32_t>(byte);
+    }
+  }
+
+  Panel<T> packer_;
+  LineList<1024, table_steps * reals> w_lines_;
+  Nest nest_;  // of the tables
+  int64_t beyond_ = 0, next_ = 0, panel_width_ = 0, panel_steps_ = 0;
+  std::int32_t near_[table_steps * reals];
+  int64_t small_step_[table_steps * reals], w_step_[table_steps + steps_ahead];
+  int64_t panel_step_[table_steps * reals];
+};
+
+}  // namespace
+}  // namespace unshared
+
+#endif

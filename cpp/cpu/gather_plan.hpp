@@ -1,0 +1,205 @@
+// Kernel "gather", its plan: which index lanes run over, and how a call is cut into strips of cells,
+// blocks of samples and parts of columns. A small model of what these cost decides; its constants
+// were measured on Zen 4.
+#pragma once
+
+#include "gathering.hpp"
+#include "micro.hpp"
+#include "stage.hpp"
+
+#if defined(UNSHARED_LANES)
+
+namespace unshared {
+namespace {
+
+template <class T, Face face>
+struct GatherPlan {
+  using Real = typename Scalar<T>::Real;
+  using L = Lanes<Real>;
+  static constexpr int reals = Scalar<T>::parts;  // of an element
+  static constexpr bool by_input = face == Face::grad_input;
+  static constexpr bool plain = sizeof(T) == reals * sizeof(Real);
+  static constexpr int64_t line = 64 / sizeof(Real);
+  static constexpr int longest_strip = 32, highest_strip = 8;
+  // Scratch: what is staged, and behind it a panel, which should stay in a first-level cache if it
+  // is used by more than one tile; and sums.
+  static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
+  static constexpr int64_t scratch_reals = 104 * 1024 / sizeof(Real);
+  static constexpr int64_t stage_reals = scratch_reals - panel_reals;
+  static constexpr int64_t sums_reals = 32 * 1024 / sizeof(Real);
+
+  bool over_samples = false;  // lanes; else over the result's channels
+  bool direct = false;  // whether sums are kept in the result
+  bool staged = true;  // whether the small tensor is
+  bool fetches = false;  // whether what comes next is worth asking for
+  int64_t rows = 1;  // samples of a block
+  int64_t wide = 1, high = 1;  // strips: of a row of cells, and of a column of them
+  int64_t width = 1, parts = 1;  // columns done together; how many times
+  int64_t items = 0;  // strips, times parts
+
+  UNSHARED_INLINE GatherPlan(const Problem& problem, const Call& call)
+      : p(problem),
+        g(gathering<face>(problem)),
+        z(problem.axis_count - 1),
+        row(cells_of(p.axes[z])),
+        column(z > 0 ? cells_of(p.axes[z - 1]) : 1),
+        cells(Cell::count(p, face)),
+        n(greater(p.batch, 1)),
+        vectors(vectors_of(g.columns)),
+        threads(call.threads != 1) {
+    terms = g.summed;
+    for (int s = 0; s < p.axis_count; ++s) terms *= p.axes[s].kernel;
+    fetches = cells * terms * g.columns * int64_t{sizeof(T)} > first_cache;
+    choose_lanes();
+    cut_strips();
+    cut_columns();
+    items = cells / (row * column) * wide * high * parts;
+  }
+
+  static UNSHARED_INLINE int64_t vectors_of(int64_t columns) {
+    return ceil_div(columns * reals, L::count);
+  }
+  // Rows of scratch at a distance that does not put them all into one set of a cache.
+  static UNSHARED_INLINE int64_t spaced(int64_t size) { return (ceil_div(size, line) | 1) * line; }
+  static UNSHARED_INLINE int64_t cells_of(const Axis& axis) {
+    return by_input ? axis.input : axis.output;
+  }
+
+ private:
+  static constexpr int64_t first_cache = 32 * 1024, second_cache = 512 * 1024;  // about half of it
+  static constexpr int64_t most_rows_packed = 128;
+  static constexpr int64_t most_terms_in_place = 1536;
+
+  // What either way takes for a cell, in multiplications of vectors: those, and moving operands.
+  UNSHARED_INLINE void choose_lanes() {
+    in_place = reals == 1 && g.w_column == 1;
+    const int64_t over_columns =
+        terms * vectors * (n + (in_place ? 0 : 8 * ceil_div(n, most_rows_packed)));
+    // Weights are broadcast one by one: well if the chain follows them in memory, or if they stay.
+    const bool follows = by_input ? g.w_summed == 1 || g.summed == 1 : p.axes[z].w_tap_stride == 1;
+    const bool stays = terms * g.columns * int64_t{sizeof(T)} <= first_cache;
+    const int64_t lanes = ceil_div(n, L::count);
+    const int64_t samples =
+        lanes * (terms * greater(g.columns, 4) + 8 * g.columns + 8 * terms / p.axes[z].kernel) +
+        (follows || stays ? 0 : lanes * terms * g.columns);
+    over_samples = plain && reals == 1 && n > L::count / 2 && samples < over_columns;
+    direct = plain && !over_samples && g.result_channel == 1 && g.columns * reals % L::count == 0;
+  }
+
+  // Strips, and samples of a block: the least time for a cell, again in multiplications of vectors.
+  UNSHARED_INLINE void cut_strips() {
+    const int64_t most_cells = greater(1, threads ? cells / 32 : cells);
+    const int64_t most_samples = over_samples ? most_vectors * L::count : n;
+    const int64_t w_bytes = terms * g.columns * int64_t{sizeof(T)};
+    double best = 0;
+    for (int64_t across = ceil_div(row, longest_strip), last = 0; across > last;
+         last = across, across = lesser(row, across + 1 + across / 2))
+      for (int64_t height = lesser(column, highest_strip); height > 0; height -= 1 + height / 4) {
+        const int64_t down = ceil_div(column, height);
+        const int64_t w = ceil_div(row, across), h = ceil_div(column, down), strip = w * h;
+        if (strip > most_cells && strip > 1) continue;
+        const int64_t window = greater(1, window_of_strip(w, h) * reals);
+        int64_t block = stage_reals / (over_samples ? window : spaced(window));
+        if (!direct) block = lesser(block, sums_reals / (w * L::count));
+        if (over_samples) block = block / L::count * L::count;
+        if (block < 1 && strip > 1) continue;
+        if (strip == 1) block = greater(block, lesser(n, most_rows_packed));
+        block = greater(1, lesser(block, most_samples));
+        const int64_t blocks = ceil_div(n, block);
+        block =
+            over_samples ? ceil_div(ceil_div(n, L::count), blocks) * L::count : ceil_div(n, blocks);
+        const int64_t run = lesser(run_of_strip(w, h), window);
+        const double per_cell = 1 / static_cast<double>(strip);
+        const auto copies =
+            static_cast<double>(n * (window / run) * (ceil_div(run, L::count) + 2)) * per_cell;
+        const double again = strip * w_bytes <= second_cache || blocks == 1 ? 1 : 5;
+        const auto weights = static_cast<double>(blocks * terms * vectors);
+        const double cost = static_cast<double>(n * terms * vectors) +
+                            copies * (over_samples ? 8 : 14) +
+                            (over_samples ? 0 : weights * ((in_place ? 0 : 8) + again)) +
+                            200 * static_cast<double>(blocks) * per_cell;
+        if (best != 0 && cost >= best) continue;
+        best = cost;
+        rows = block;
+        wide = across;
+        high = down;
+      }
+
+    // Or no strips, and the small tensor read where it is, if whole lines of it serve a cell.
+    if (!plain || over_samples || g.small_channel != 1 || g.summed * reals % line != 0 ||
+        terms > most_terms_in_place)
+      return;
+    const int64_t block = direct ? n : lesser(n, greater(1, sums_reals / L::count));
+    const auto blocks = static_cast<double>(ceil_div(n, block));
+    const double cost = static_cast<double>(n * terms * vectors) +
+                        static_cast<double>(n * terms * reals / line) * 4 +
+                        blocks * static_cast<double>(terms * vectors) * (in_place ? 1 : 9) +
+                        200 * blocks;
+    if (cost >= best) return;
+    staged = false;
+    rows = block;
+    wide = row;
+    high = column;
+  }
+
+  // Columns together: what the sums have room for; less if there are few cells for many threads.
+  UNSHARED_INLINE void cut_columns() {
+    constexpr int64_t whole = L::count / reals;
+    width = g.columns;
+    if (!direct)
+      width = lesser(width,
+                     greater(1, sums_reals / rows / ceil_div(row, wide) / whole / reals) * whole);
+    if (threads && cells < 64)
+      width = lesser(width, ceil_div(g.columns, ceil_div(int64_t{64}, cells)));
+    width = greater(1, width);
+    if (width < g.columns) width = ceil_div(width, whole) * whole;
+    parts = greater(1, ceil_div(g.columns, width));
+  }
+
+  // How far so many cells reach along an axis of the small tensor, at most.
+  static UNSHARED_INLINE int64_t window_of(const Axis& axis, int64_t count) {
+    int64_t most = axis.kernel;
+    if (count > 1)
+      most = ((count - 1) * (by_input ? axis.input_dilation : axis.stride) +
+              (axis.kernel - 1) * axis.dilation) /
+                 (by_input ? axis.stride : axis.input_dilation) +
+             1;
+    return greater(1, lesser(most, by_input ? axis.output : axis.input));
+  }
+  // How many elements of one sample a strip of so many cells reads of the small tensor, at most.
+  UNSHARED_INLINE int64_t window_of_strip(int64_t w, int64_t h) const {
+    int64_t elements = g.summed;
+    for (int s = 0; s <= z; ++s)
+      elements = lesser(elements * window_of(p.axes[s], s == z       ? w
+                                                        : s == z - 1 ? h
+                                                                     : 1),
+                        max_extent);
+    return elements;
+  }
+  // How many of them lie side by side in memory.
+  UNSHARED_INLINE int64_t run_of_strip(int64_t w, int64_t h) const {
+    int64_t run = g.small_channel == 1 ? g.summed * reals : 1;
+    for (int s = z; s >= 0 && s >= z - 1; --s) {
+      const Axis& axis = p.axes[s];
+      if (axis.*g.small_stride * reals != run) break;
+      const int64_t here = window_of(axis, s == z ? w : h);
+      run *= here;
+      if (here != (by_input ? axis.output : axis.input)) break;
+    }
+    return greater(run, 1);
+  }
+
+  const Problem& p;
+  const Gathering g;
+  const int z;  // the last axis
+  const int64_t row, column, cells;  // cells along the last axis, along the one before, in all
+  const int64_t n, vectors;  // samples, and columns in vectors; at least one
+  int64_t terms = 0;  // of a chain, at most
+  const bool threads;
+  bool in_place = false;  // weights lie along the lanes
+};
+
+}  // namespace
+}  // namespace unshared
+
+#endif

@@ -1,0 +1,149 @@
+// Kernel "weigh", its plan: which channels lanes run over, and how a call is cut into strips of
+// places and blocks of channels, so that what a strip reads of all samples fits into scratch. A small
+// model of what these cost decides; its constants were measured on Zen 4.
+#pragma once
+
+#include "stage.hpp"
+#include "weigh_tile.hpp"
+
+#if defined(UNSHARED_LANES)
+
+namespace unshared {
+namespace {
+
+// How a problem is cut.
+struct Weighing {
+  bool over_input = false;  // columns are input channels, rows output channels; else the other way
+  bool direct = false;  // sums are kept in dw itself
+  int64_t x_block = 0, x_parts = 0, y_block = 0, y_parts = 0;  // channels staged together
+  int64_t strips = 0;  // of places along the last axis; 0: it does not fit
+  int64_t window = 0, window_reals = 0;  // pixels of a row; room for all rows
+};
+
+template <class T>
+struct WeighPlan : Weighing {
+  using Real = typename Scalar<T>::Real;
+  using L = Lanes<Real>;
+  static constexpr bool plain = sizeof(T) == sizeof(Real);
+  static constexpr int longest_strip = 32, most_tap_rows = 256;
+  static constexpr int64_t arena_reals = 180 * 1024 / sizeof(Real);
+  static constexpr int64_t sums_reals = 42 * 1024 / sizeof(Real);
+
+  explicit UNSHARED_INLINE WeighPlan(const Problem& p) : Weighing(plan(p)) {}
+
+  // Items: (places of the first axes, strip, channels of x, channels of y, rows of places).
+  static UNSHARED_INLINE int64_t items(const Problem& p, const Weighing& w, const Call& call) {
+    return outer(p) * w.strips * w.x_parts * y_shares(p, w) * groups(p, w, call);
+  }
+  static UNSHARED_INLINE int64_t rows_of(const Problem& p) {
+    return p.axis_count > 1 ? p.axes[p.axis_count - 2].output : 1;
+  }
+  static UNSHARED_INLINE int64_t outer(const Problem& p) {
+    return Cell::count(p, Face::grad_weight) / rows_of(p) / p.axes[p.axis_count - 1].output;
+  }
+  static UNSHARED_INLINE int64_t y_shares(const Problem& p, const Weighing& w) {
+    const int64_t others = outer(p) * w.strips * w.x_parts * rows_of(p);
+    return greater(1, lesser(w.y_parts, ceil_div(int64_t{64}, others)));
+  }
+  static UNSHARED_INLINE int64_t groups(const Problem& p, const Weighing& w, const Call& call) {
+    const int64_t others = outer(p) * w.strips * w.x_parts * y_shares(p, w);
+    return call.threads == 1 ? 1 : lesser(rows_of(p), ceil_div(int64_t{64}, others));
+  }
+
+  static UNSHARED_INLINE int64_t taps_of(const Problem& p) {
+    int64_t taps = 1;
+    for (int s = 0; s < p.axis_count; ++s) taps = lesser(taps * p.axes[s].kernel, max_extent);
+    return taps;
+  }
+
+ private:
+  static constexpr int64_t widest = 4;  // vectors of channels staged together
+
+  // Pixels that `places` neighbouring places see along the last axis.
+  static UNSHARED_INLINE int64_t window_of(const Axis& axis, int64_t places) {
+    if (places == 1) return axis.kernel;
+    const int64_t reach = (places - 1) * axis.stride + (axis.kernel - 1) * axis.dilation;
+    return greater(1, lesser(reach / axis.input_dilation + 1, axis.input));
+  }
+
+  // Whether columns should be input channels, from what either way costs per place and tap:
+  // multiplications of vectors, and sums that do not leave as whole vectors.
+  static UNSHARED_INLINE bool over_inputs(const Problem& p) {
+    const auto cost = [&](int64_t rows, int64_t columns, int64_t w_column) {
+      const bool whole = plain && columns % L::count == 0;
+      const int64_t vectors = rows * ceil_div(columns, L::count);
+      return vectors * p.batch + (w_column != 1 ? 6 * vectors : whole ? 0 : 3 * vectors);
+    };
+    return cost(p.out_channels, p.in_channels, p.w_in_stride) <
+           cost(p.in_channels, p.out_channels, p.w_out_stride);
+  }
+
+  static UNSHARED_INLINE Weighing plan(const Problem& p) {
+    Weighing w;
+    w.over_input = over_inputs(p);
+    w.direct = plain && (w.over_input ? p.w_in_stride == 1 && p.in_channels % L::count == 0
+                                      : p.w_out_stride == 1 && p.out_channels % L::count == 0);
+    const Axis& last = p.axes[p.axis_count - 1];
+    const int64_t samples = greater(p.batch, 1), rows = taps_of(p) / last.kernel;  // of the window
+    if (rows > most_tap_rows) return {};
+    const int64_t x_vectors = greater(1, ceil_div(p.in_channels, L::count)),
+                  y_vectors = greater(1, ceil_div(p.out_channels, L::count));
+    const int64_t room = arena_reals - (w.direct ? 0 : sums_reals);
+    const auto fits = [&](int64_t places) {
+      w.x_block = ceil_div(x_vectors, w.x_parts) * L::count;
+      w.y_block = ceil_div(y_vectors, w.y_parts) * L::count;
+      const int64_t pixel = lesser(samples * w.x_block, max_extent);
+      w.window = window_of(last, places);
+      w.window_reals = rows * lesser(w.window * pixel, max_extent);
+      return w.window_reals + places * samples * w.y_block <= room;
+    };
+    // Vectors of channels staged together, and places: what takes the least time for each place.
+    Weighing best;
+    double least = 0;
+    for (int64_t x_wide = widest; x_wide > 0; --x_wide)
+      for (int64_t y_wide = widest; y_wide > 0; --y_wide) {
+        w.x_parts = ceil_div(x_vectors, x_wide);
+        w.y_parts = ceil_div(y_vectors, y_wide);
+        if (!fits(1)) continue;
+        w.strips = greater(1, ceil_div(last.output, longest_strip));
+        while (!fits(greater(1, ceil_div(last.output, w.strips)))) ++w.strips;
+        const double cost = cost_of(p, w);
+        if (least > 0 && cost >= least) continue;
+        least = cost;
+        best = w;
+      }
+    return best;
+  }
+  // About how many cycles a place takes for each sample, beyond multiplications.
+  static UNSHARED_INLINE double cost_of(const Problem& p, const Weighing& w) {
+    const Axis& last = p.axes[p.axis_count - 1];
+    const int64_t places = greater(1, ceil_div(last.output, w.strips));
+    const auto staging = [](int64_t pixels, int64_t channel, int64_t pixel) {
+      if (channel == 1) return 5 * pixels;
+      if (pixel != 1) return 2 * pixels * L::count;
+      return plain && 2 * pixels <= L::count ? 3 * int64_t{L::count}
+                                             : 6 * ceil_div(pixels, L::count) * L::count;
+    };
+    int64_t fresh = taps_of(p) / last.kernel;  // rows of the window
+    if (p.axis_count > 1) {
+      const Axis& axis = p.axes[p.axis_count - 2];
+      fresh = fresh / axis.kernel * lesser(axis.kernel, axis.stride);
+    }
+    const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts *
+                      w.x_block,
+                  y = staging(places, p.y_channel_stride, last.y_stride) * w.x_parts * w.y_parts *
+                      w.y_block;
+    const int64_t tile_rows = w.over_input ? w.y_block : w.x_block,
+                  tile_columns = (w.over_input ? w.x_block : w.y_block) / L::count,
+                  wide = lesser(tile_columns, weighed_vectors);
+    const int64_t tiles = ceil_div(tile_columns, wide) * ceil_div(tile_rows, weighed_rows_of[wide]);
+    return static_cast<double>(x + y) / static_cast<double>(L::count * places) +
+           30.0 * static_cast<double>(tiles * w.x_parts * w.y_parts * taps_of(p)) /
+               static_cast<double>(greater(p.batch, 1));
+  }
+};
+
+}  // namespace
+}  // namespace unshared
+
+#endif

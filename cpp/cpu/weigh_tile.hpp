@@ -1,0 +1,110 @@
+// Kernel "weigh", its micro-kernel: c[row, lane] = chain over steps of a[step, row] * b[step, lane].
+//
+// Unlike that of micro.hpp, steps lie a constant stride apart and the rows of a side by side; and
+// sums are mostly written, once each, to memory that was not touched before: their lines are asked
+// for while the steps go by.
+// Accumulator: Real. Order: that of the steps. Deterministic.
+#pragma once
+
+#include <utility>
+
+#include "lanes.hpp"
+#include "share.hpp"
+
+#if defined(UNSHARED_LANES)
+
+namespace unshared {
+namespace {
+
+// Columns of a tile, in vectors, and rows: few sums, so that a tile begins while the one before
+// ends.
+inline constexpr int weighed_vectors = vector_registers == 16 ? 3 : 4;
+inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 14,
+                                          vector_registers == 16 ? 5 : 8,
+                                          vector_registers == 16 ? 4 : 6, 6};
+
+// c[row, lane] = chain over steps of a[step, row] * b[step, lane], and lines that will be needed
+// soon: of dw, those of as many rows, and of x or dy one for each step.
+template <class Real>
+struct Weighed {
+  const Real* a;
+  const Real* b;
+  Real* c;
+  int64_t a_step, b_step, c_row, steps;
+  bool from_zero;
+  const char* out_ahead;
+  int64_t out_row;  // bytes
+  const char* in_ahead;
+  int64_t in_step;  // bytes
+};
+
+template <class Real, int V, int M>
+void weighed_tile(const Weighed<Real>& t) {
+  using L = Lanes<Real>;
+  typename L::Vector sum[M][V];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      sum[m][v] = t.from_zero ? L::zero() : L::load(t.c + m * t.c_row + v * L::count);
+  const Real* a = t.a;
+  const Real* b = t.b;
+  const char* in_ahead = t.in_ahead;
+  const int64_t a_step = t.a_step, b_step = t.b_step, in_step = t.in_step;
+  // The first steps ask for the lines of dw: one vector's of each row, or two.
+  constexpr int asked = (V + 1) / 2;
+  int64_t left = t.steps, out_row = t.out_row;
+  const char* out = t.out_ahead;
+  for (int v = 0; left > 0; ++v) {
+    const char* out_ahead = out;
+    int64_t here = left < M ? left : M;
+    if (v * asked >= V || out_row == 0) {
+      out_row = 0;
+      here = left;
+    } else
+      out += asked * L::count * sizeof(Real);
+    left -= here;
+#pragma GCC unroll 1
+    for (; here > 0; --here) {
+#pragma GCC unroll 2
+      for (int i = 0; i < asked; ++i) __builtin_prefetch(out_ahead + i * L::count * sizeof(Real));
+      __builtin_prefetch(in_ahead);
+      out_ahead += out_row;
+      in_ahead += in_step;
+      typename L::Vector line[V];
+#pragma GCC unroll 4
+      for (int i = 0; i < V; ++i) line[i] = L::load(b + i * L::count);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const typename L::Vector one = L::broadcast(a + m);
+#pragma GCC unroll 4
+        for (int i = 0; i < V; ++i) sum[m][i] = L::chain(one, line[i], sum[m][i]);
+      }
+      a += a_step;
+      b += b_step;
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) L::store(t.c + m * t.c_row + v * L::count, sum[m][v]);
+}
+
+template <class Real, int V>
+struct WeighedTiles {
+  using Function = void (*)(const Weighed<Real>&);
+  template <int... m>
+  struct Table {
+    static constexpr Function of_rows[] = {weighed_tile<Real, V, m + 1>...};
+  };
+  template <int... m>
+  static constexpr Table<m...> table(std::integer_sequence<int, m...>) {
+    return {};
+  }
+  using All = decltype(table(std::make_integer_sequence<int, weighed_rows_of[V]>{}));
+};
+
+}  // namespace
+}  // namespace unshared
+
+#endif
