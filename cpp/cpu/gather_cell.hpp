@@ -8,32 +8,13 @@
 #pragma once
 
 #include "gather_plan.hpp"
+#include "lines.hpp"
 #include "panel.hpp"
 
 #if defined(UNSHARED_LANES)
 
 namespace unshared {
 namespace {
-
-// The lines of a box in memory, listed anew when the box changes, and readable beyond the last one.
-template <int most, int beyond>
-class LineList {
- public:
-  template <class T>
-  UNSHARED_INLINE Lines of(const Box& box, const T* memory) {
-    if (!(box == box_)) {
-      box_ = box;
-      count_ = lines_of<T>(box, lines_, most);
-      for (int64_t j = 0; j < beyond; ++j) lines_[count_ + j] = lines_[count_ - 1];
-    }
-    return {reinterpret_cast<const char*>(memory), lines_, count_};
-  }
-
- private:
-  Box box_;
-  int64_t count_ = 0;
-  std::int32_t lines_[most + beyond];
-};
 
 template <class T, Face face>
 class GatherCell {
@@ -44,7 +25,7 @@ class GatherCell {
   static constexpr int reals = Plan::reals;
   static constexpr bool plain = Plan::plain;
   static constexpr int64_t scratch_reals = Plan::scratch_reals;
-  static constexpr int table_steps = Panel<T>::most_steps, steps_ahead = 64, widest_in_place = 2;
+  static constexpr int table_steps = Panel<T>::most_steps, steps_ahead = 128, widest_in_place = 2;
 
   UNSHARED_INLINE GatherCell(const Problem& problem, const Call& call, const Plan& plan)
       : p(problem), g(gathering<face>(problem)), call_(call), plan_(plan) {}

@@ -5,6 +5,7 @@
 #include "gather.hpp"
 #include "grad_weight.hpp"
 #include "peak.hpp"
+#include "scatter.hpp"
 #include "weigh.hpp"
 
 #define UNSHARED_JOIN(a, b) a##b
@@ -91,6 +92,27 @@ void run_gather(const Problem& p, const Call& call) noexcept {
   }
 }
 
+// ---- grad_input by places ----
+
+template <class T>
+struct ScatterTask {
+  const Problem& p;
+  const Call& call;
+  const ScatterPlan<T> plan;
+};
+
+template <class T>
+void run_scatter(const Problem& p, const Call& call) noexcept {
+  if constexpr (Scalar<T>::parts == 1) {
+    const ScatterTask<T> task{p, call, ScatterPlan<T>(p, call)};
+    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
+      const auto& t = *static_cast<const ScatterTask<T>*>(context);
+      Scatter<T>(t.p, t.call, t.plan).run(begin, end);
+    };
+    share(p, call, task.plan.items, body, &task);
+  }
+}
+
 // ---- weight gradients of staged places ----
 
 template <class T>
@@ -139,6 +161,7 @@ constexpr const char* no_lanes(const Problem&) noexcept {
 template <class T, Face face>
 constexpr void fill(Kernel (&list)[kernels_per_list]) {
   // The first that accepts runs. Which index the lanes run over decides how full they are:
+  //   scatter    grad_input of weights whose taps lie side by side: lanes over samples, or over taps
   //   along      few channels: lanes over places or groups, whose weights differ from lane to lane
   //   gather     forward and grad_input: lanes over the result's channels, or over samples
   //   weigh      grad_weight: lanes over channels of either side, x and dy staged
@@ -146,6 +169,8 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
   //   reference  any level, even without fused multiply-add
   int at = 0;
 #if defined(UNSHARED_LANES)
+  if constexpr (face == Face::grad_input)
+    list[at++] = {"scatter", scatter_declines<T>, run_scatter<T>, Precision::ieee, scatter_able<T>};
   list[at++] = {"along", along_declines<T, face>, run_along<T, face>};
   if constexpr (face == Face::grad_weight) {
     list[at++] = {"weigh", weigh_declines<T>, run_weigh<T>};

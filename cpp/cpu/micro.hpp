@@ -93,7 +93,7 @@ void micro_tile(const Micro<T>& t) {
       typename L::Vector w[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
-        if constexpr (reads == Reads::stream) __builtin_prefetch(next + v * L::count);
+        if constexpr (reads == Reads::stream) __builtin_prefetch(next + v * L::count, 0, 2);
         w[v] = decltype(partial)::value && v == V - 1
                    ? Stored<T>::load_part(line + v * L::count, t.last)
                    : Stored<T>::load(line + v * L::count);

@@ -68,7 +68,7 @@ void weighed_tile(const Weighed<Real>& t) {
     for (; here > 0; --here) {
 #pragma GCC unroll 2
       for (int i = 0; i < asked; ++i) __builtin_prefetch(out_ahead + i * L::count * sizeof(Real));
-      __builtin_prefetch(in_ahead);
+      __builtin_prefetch(in_ahead, 0, 2);
       out_ahead += out_row;
       in_ahead += in_step;
       typename L::Vector line[V];

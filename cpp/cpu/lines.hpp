@@ -1,0 +1,80 @@
+// Lists of the lines that a box takes in memory, for tiles to fetch while they compute.
+#pragma once
+
+#include "micro.hpp"
+#include "stage.hpp"
+
+#if defined(UNSHARED_LANES)
+
+namespace unshared {
+namespace {
+
+// Where the lines of a box lie in memory, in bytes from its first element. Returns how many were
+// written, at most `most`.
+template <class T>
+int64_t lines_of(Box box, std::int32_t* lines, int64_t most) {
+  box.merge();
+  constexpr auto size = static_cast<int64_t>(sizeof(T));
+  Box::Loop loop[max_axes + 4];
+  int depth = 0;
+  int64_t run = 1;
+  const auto add = [&](int64_t count, int64_t stride) {
+    if (stride == 1)
+      run = count;
+    else if (count > 1)
+      loop[depth++] = {count, stride, 0};
+  };
+  for (int d = 0; d < box.depth; ++d) add(box.loop[d].count, box.loop[d].memory);
+  add(box.lanes, box.lane_memory);
+  for (bool found = true; found;) {  // loops that go on where a run ends make it longer
+    found = false;
+    for (int d = 0; d < depth && !found; ++d)
+      if (loop[d].memory == run) {
+        found = true;
+        run *= loop[d].count;
+        for (--depth; d < depth; ++d) loop[d] = loop[d + 1];
+      }
+  }
+  int64_t at[max_axes + 4] = {}, offset = 0, count = 0;
+  for (;;) {
+    const int64_t last = offset * size + (run - 1) * size;
+    for (int64_t byte = offset * size;; byte = lesser(byte + 64, last)) {
+      if (count == most || byte > max_extent || byte < -max_extent) return count;
+      lines[count++] = static_cast<std::int32_t>(byte);
+      if (byte == last) break;
+    }
+    int d = depth - 1;
+    for (; d >= 0; --d) {
+      offset += loop[d].memory;
+      if (++at[d] < loop[d].count) break;
+      offset -= loop[d].count * loop[d].memory;
+      at[d] = 0;
+    }
+    if (d < 0) return count;
+  }
+}
+
+// The lines of a box in memory, listed anew when the box changes, and readable beyond the last one.
+template <int most, int beyond>
+class LineList {
+ public:
+  template <class T>
+  UNSHARED_INLINE Lines of(const Box& box, const T* memory) {
+    if (!(box == box_)) {
+      box_ = box;
+      count_ = lines_of<T>(box, lines_, most);
+      for (int64_t j = 0; j < beyond; ++j) lines_[count_ + j] = lines_[count_ - 1];
+    }
+    return {reinterpret_cast<const char*>(memory), lines_, count_};
+  }
+
+ private:
+  Box box_;
+  int64_t count_ = 0;
+  std::int32_t lines_[most + beyond];
+};
+
+}  // namespace
+}  // namespace unshared
+
+#endif
