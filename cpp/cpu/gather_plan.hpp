@@ -50,8 +50,17 @@ struct GatherPlan {
     terms = g.summed;
     for (int s = 0; s < p.axis_count; ++s) terms *= p.axes[s].kernel;
     fetches = cells * terms * g.columns * int64_t{sizeof(T)} > first_cache;
-    choose_lanes();
-    cut_strips();
+    Cut best = strips(false);
+    if (plain && reals == 1 && n > L::count / 2) {
+      const Cut samples = strips(true);
+      over_samples = samples.cost < best.cost;
+      if (over_samples) best = samples;
+    }
+    direct = !over_samples && keeps_sums();
+    staged = best.staged;
+    rows = best.rows;
+    wide = best.wide;
+    high = best.high;
     cut_columns();
     items = cells / (row * column) * wide * high * parts;
   }
@@ -66,32 +75,52 @@ struct GatherPlan {
   }
 
  private:
-  static constexpr int64_t first_cache = 32 * 1024, second_cache = 512 * 1024;  // about half of it
+  static constexpr int64_t first_cache = 32 * 1024, second_cache = 512 * 1024,
+                           third_cache = 8 * 1024 * 1024;  // about half of each
+  static constexpr int64_t page = 4096;  // bytes after which the sets of a first-level cache repeat
   static constexpr int64_t most_rows_packed = 128;
   static constexpr int64_t most_terms_in_place = 1536;
 
-  // What either way takes for a cell, in multiplications of vectors: those, and moving operands.
-  UNSHARED_INLINE void choose_lanes() {
-    in_place = reals == 1 && g.w_column == 1;
-    const int64_t over_columns =
-        terms * vectors * (n + (in_place ? 0 : 8 * ceil_div(n, most_rows_packed)));
-    // Weights are broadcast one by one: well if the chain follows them in memory, or if they stay.
-    const bool follows = by_input ? g.w_summed == 1 || g.summed == 1 : p.axes[z].w_tap_stride == 1;
-    const bool stays = terms * g.columns * int64_t{sizeof(T)} <= first_cache;
-    const int64_t lanes = ceil_div(n, L::count);
-    const int64_t samples =
-        lanes * (terms * greater(g.columns, 4) + 8 * g.columns + 8 * terms / p.axes[z].kernel) +
-        (follows || stays ? 0 : lanes * terms * g.columns);
-    over_samples = plain && reals == 1 && n > L::count / 2 && samples < over_columns;
-    direct = plain && !over_samples && g.result_channel == 1 && g.columns * reals % L::count == 0;
+  // Whether sums may stay in the result, with lanes over columns.
+  UNSHARED_INLINE bool keeps_sums() const {
+    return plain && g.result_channel == 1 && g.columns * reals % L::count == 0;
   }
 
-  // Strips, and samples of a block: the least time for a cell, again in multiplications of vectors.
-  UNSHARED_INLINE void cut_strips() {
+  // What it takes to bring the weights of a cell to where they are multiplied with `rows` samples, in
+  // multiplications of vectors.
+  UNSHARED_INLINE double weights_cost(bool samples, int64_t rows) const {
+    const auto lines = static_cast<double>(terms * vectors);
+    if (samples) {
+      // Broadcast one by one: well if the chain follows them in memory, or if their lines stay.
+      const int64_t taps = terms / greater(g.summed, 1);
+      const bool follows =
+          by_input ? g.w_summed == 1 || g.summed == 1 : p.axes[z].w_tap_stride == 1 && taps > 1;
+      const bool near = !by_input && g.w_summed == 1 && taps <= 16;
+      const bool stays = terms * g.columns * int64_t{sizeof(T)} <= first_cache;
+      const auto part = static_cast<double>(g.columns * reals) /
+                        static_cast<double>(greater(vectors, 1) * L::count);
+      return lines * part * (follows || stays ? 8 : near ? 12 : 40);
+    }
+    if (reals == 1 && g.w_column == 1)
+      return lines * (rows <= tallest_rows(3) ? 6 : vectors <= 2 ? 0 : 14);
+    return lines * 16 * static_cast<double>(ceil_div(rows, most_rows_packed));
+  }
+
+  // A cut into strips and blocks of samples, and what a cell takes, in multiplications of vectors.
+  struct Cut {
+    double cost = 0;
+    bool staged = true;
+    int64_t rows = 1, wide = 1, high = 1;
+  };
+  UNSHARED_INLINE Cut strips(bool samples) const {
+    const bool sums_stay = !samples && keeps_sums();
     const int64_t most_cells = greater(1, threads ? cells / 32 : cells);
-    const int64_t most_samples = over_samples ? most_vectors * L::count : n;
+    const int64_t most_samples = samples ? most_vectors * L::count : n;
     const int64_t w_bytes = terms * g.columns * int64_t{sizeof(T)};
-    double best = 0;
+    const auto work = samples ? static_cast<double>(ceil_div(n, L::count) *
+                                                    (terms * greater(g.columns, 4) + 8 * g.columns))
+                              : static_cast<double>(n * terms * vectors);
+    Cut best;
     for (int64_t across = ceil_div(row, longest_strip), last = 0; across > last;
          last = across, across = lesser(row, across + 1 + across / 2))
       for (int64_t height = lesser(column, highest_strip); height > 0; height -= 1 + height / 4) {
@@ -99,47 +128,46 @@ struct GatherPlan {
         const int64_t w = ceil_div(row, across), h = ceil_div(column, down), strip = w * h;
         if (strip > most_cells && strip > 1) continue;
         const int64_t window = greater(1, window_of_strip(w, h) * reals);
-        int64_t block = stage_reals / (over_samples ? window : spaced(window));
-        if (!direct) block = lesser(block, sums_reals / (w * L::count));
-        if (over_samples) block = block / L::count * L::count;
+        int64_t block = stage_reals / (samples ? window : spaced(window));
+        if (!sums_stay) block = lesser(block, sums_reals / (w * L::count));
+        if (samples) block = block / L::count * L::count;
         if (block < 1 && strip > 1) continue;
         if (strip == 1) block = greater(block, lesser(n, most_rows_packed));
         block = greater(1, lesser(block, most_samples));
         const int64_t blocks = ceil_div(n, block);
-        block =
-            over_samples ? ceil_div(ceil_div(n, L::count), blocks) * L::count : ceil_div(n, blocks);
+        block = samples ? ceil_div(ceil_div(n, L::count), blocks) * L::count : ceil_div(n, blocks);
         const int64_t run = lesser(run_of_strip(w, h), window);
         const double per_cell = 1 / static_cast<double>(strip);
+        // What is staged for each part of the columns that sums have room for.
+        const int64_t times = sums_stay ? 1 : ceil_div(vectors * L::count * w * block, sums_reals);
         const auto copies =
-            static_cast<double>(n * (window / run) * (ceil_div(run, L::count) + 2)) * per_cell;
-        const double again = strip * w_bytes <= second_cache || blocks == 1 ? 1 : 5;
-        const auto weights = static_cast<double>(blocks * terms * vectors);
-        const double cost = static_cast<double>(n * terms * vectors) +
-                            copies * (over_samples ? 8 : 14) +
-                            (over_samples ? 0 : weights * ((in_place ? 0 : 8) + again)) +
-                            200 * static_cast<double>(blocks) * per_cell;
-        if (best != 0 && cost >= best) continue;
-        best = cost;
-        rows = block;
-        wide = across;
-        high = down;
+            static_cast<double>(times * n * (window / run) * (ceil_div(run, L::count) + 2)) *
+            per_cell;
+        const double again = strip * w_bytes <= second_cache || blocks == 1 ? 1
+                             : strip * w_bytes <= third_cache               ? 6
+                                                                            : 16;
+        const double weights = weights_cost(samples, block) +
+                               (samples ? 0 : again * static_cast<double>(terms * vectors));
+        const double cost = work + copies * (samples ? 12 : 14) +
+                            static_cast<double>(blocks) * (weights + 200 * per_cell);
+        if (best.cost == 0 || cost < best.cost) best = {cost, true, block, across, down};
       }
 
     // Or no strips, and the small tensor read where it is, if whole lines of it serve a cell.
-    if (!plain || over_samples || g.small_channel != 1 || g.summed * reals % line != 0 ||
+    if (!plain || samples || g.small_channel != 1 || g.summed * reals % line != 0 ||
         terms > most_terms_in_place)
-      return;
-    const int64_t block = direct ? n : lesser(n, greater(1, sums_reals / L::count));
-    const auto blocks = static_cast<double>(ceil_div(n, block));
-    const double cost = static_cast<double>(n * terms * vectors) +
-                        static_cast<double>(n * terms * reals / line) * 4 +
-                        blocks * static_cast<double>(terms * vectors) * (in_place ? 1 : 9) +
-                        200 * blocks;
-    if (cost >= best) return;
-    staged = false;
-    rows = block;
-    wide = row;
-    high = column;
+      return best;
+    const int64_t block = sums_stay ? n : lesser(n, greater(1, sums_reals / L::count));
+    const int64_t blocks = ceil_div(n, block);
+    // Rows whose lines share the sets of a first-level cache push each other out.
+    const int64_t places_of_rows =
+        page / greatest_divisor(page, g.small_batch * int64_t{sizeof(T)} & (page - 1));
+    const bool collide = lesser(block, tallest_rows(2)) > 8 * places_of_rows;
+    const double cost =
+        work * (collide ? 1.5 : 1) + static_cast<double>(n * terms * reals / line) * 4 +
+        static_cast<double>(blocks) *
+            (weights_cost(false, block) + static_cast<double>(terms * vectors) + 200);
+    return cost < best.cost ? Cut{cost, false, block, row, column} : best;
   }
 
   // Columns together: what the sums have room for; less if there are few cells for many threads.
@@ -152,7 +180,8 @@ struct GatherPlan {
     if (threads && cells < 64)
       width = lesser(width, ceil_div(g.columns, ceil_div(int64_t{64}, cells)));
     width = greater(1, width);
-    if (width < g.columns) width = ceil_div(width, whole) * whole;
+    if (width < g.columns)
+      width = ceil_div(ceil_div(g.columns, ceil_div(g.columns, width)), whole) * whole;
     parts = greater(1, ceil_div(g.columns, width));
   }
 
@@ -196,7 +225,6 @@ struct GatherPlan {
   const int64_t n, vectors;  // samples, and columns in vectors; at least one
   int64_t terms = 0;  // of a chain, at most
   const bool threads;
-  bool in_place = false;  // weights lie along the lanes
 };
 
 }  // namespace
