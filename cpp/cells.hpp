@@ -136,6 +136,16 @@ class Cell {
   const bool by_input_;
 };
 
+// Whether w is laid out as [...][input channels][taps], the taps of a place and channel side by side.
+UNSHARED_INLINE bool taps_lie_side_by_side(const Problem& p) {
+  int64_t taps = 1;
+  for (int s = p.axis_count - 1; s >= 0; --s) {
+    if (p.axes[s].kernel != 1 && p.axes[s].w_tap_stride != taps) return false;
+    taps *= p.axes[s].kernel;
+  }
+  return p.w_in_stride == taps || p.in_channels == 1;
+}
+
 // Calls f(offset in w) for every tap of the place at those indices that falls into padding.
 template <class F>
 UNSHARED_INLINE void each_tap_in_padding(const Problem& p, const int64_t* place, F&& f) {
@@ -149,6 +159,15 @@ UNSHARED_INLINE void each_tap_in_padding(const Problem& p, const int64_t* place,
     }
     if (!in_chain) f(w);
   } while (reference::next(p, k));
+}
+
+// Whether some place has a tap in padding, or between dilated inputs.
+UNSHARED_INLINE bool any_tap_in_padding(const Problem& p) {
+  for (int s = 0; s < p.axis_count; ++s)
+    for (int64_t o = 0; o < p.axes[s].output; ++o)
+      for (int64_t k = 0; k < p.axes[s].kernel; ++k)
+        if (p.axes[s].source(o, k) < 0) return true;
+  return false;
 }
 
 }  // namespace unshared

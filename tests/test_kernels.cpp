@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <random>
 #include <set>
 #include <string>
@@ -116,10 +117,51 @@ TEST_CASE("every kernel equals the reference bit for bit") {
   }
   CHECK(cases >= 30);
   for (const Level& level : levels())
-    for (const char* kernel : {"scatter", "along", "gather", "weigh", "tiles", "reference"})
+    for (const char* kernel :
+         {"scatter", "patch", "along", "gather", "weigh", "tiles", "reference"})
       if (std::string(level.name) != "v2" || std::string(kernel) == "reference")
         CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel),
                       std::string(level.name), " ", std::string(kernel));
+}
+
+TEST_CASE(
+    "large aligned weight gradients, which are written around the caches, have the same bits") {
+  constexpr std::align_val_t line{64};
+  for (const char* order : {"w:obak", "w:oakb"})
+    for (DType dtype : {DType::float32, DType::float64}) {
+      const Problem problem = parse_problem(std::string("n1 a64>b64 i13x13 k3x3 ") + order);
+      const auto check = [&]<class T>(T) {
+        std::mt19937_64 random(1);
+        Array<T> x(problem.layout(Seat::x)), y(problem.layout(Seat::y));
+        x.fill(random);
+        y.fill(random);
+        Call call{Face::grad_weight, dtype};
+        call.first = x.data();
+        call.second = y.data();
+        const auto count = static_cast<std::size_t>(problem.layout(Seat::w).elements());
+        REQUIRE(count * sizeof(T) > 16 * 1024 * 1024);
+        std::vector<T> expected(count);
+        call.result = expected.data();
+        reference_of(levels()[0], dtype, Face::grad_weight).run(problem, call);
+        T* const found = static_cast<T*>(::operator new(count * sizeof(T), line));
+        call.result = found;
+        for (const Level& level : levels())
+          for (const Kernel* kernel = list_of(level, dtype, Face::grad_weight);
+               kernel->name != nullptr; ++kernel) {
+            if (kernel->declines(problem) != nullptr) continue;
+            std::memset(found, 1, count * sizeof(T));
+            kernel->run(problem, call);
+            CHECK_MESSAGE(std::memcmp(found, expected.data(), count * sizeof(T)) == 0,
+                          std::string(level.name), " ", std::string(kernel->name), " ",
+                          std::string(name_of(dtype)), " ", std::string(order));
+          }
+        ::operator delete(found, line);
+      };
+      if (dtype == DType::float32)
+        check(float{});
+      else
+        check(double{});
+    }
 }
 
 TEST_CASE("the bits are the same on every platform") {

@@ -4,6 +4,7 @@
 #include "along.hpp"
 #include "gather.hpp"
 #include "grad_weight.hpp"
+#include "patch.hpp"
 #include "peak.hpp"
 #include "scatter.hpp"
 #include "weigh.hpp"
@@ -134,6 +135,32 @@ void run_weigh(const Problem& p, const Call& call) noexcept {
   }
 }
 
+// ---- weight gradients of patches ----
+
+template <class T>
+struct PatchTask {
+  const Problem& p;
+  const Call& call;
+  const PatchPlan<T> plan;
+};
+
+template <class T>
+void run_patch(const Problem& p, const Call& call) noexcept {
+  if constexpr (Scalar<T>::parts == 1) {
+    // A patch has no way to leave out padding, where sums that are there must stay.
+    if (call.accumulate && any_tap_in_padding(p)) {
+      if (weigh_declines<T>(p) == nullptr) return run_weigh<T>(p, call);
+      return run_tiles<T>(p, call);
+    }
+    const PatchTask<T> task{p, call, PatchPlan<T>(p)};
+    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
+      const auto& t = *static_cast<const PatchTask<T>*>(context);
+      Patch<T>(t.p, t.call, t.plan).run(begin, end);
+    };
+    share(p, call, task.plan.items, body, &task);
+  }
+}
+
 // ---- lanes along an axis ----
 
 template <class T, Face face>
@@ -162,6 +189,7 @@ template <class T, Face face>
 constexpr void fill(Kernel (&list)[kernels_per_list]) {
   // The first that accepts runs. Which index the lanes run over decides how full they are:
   //   scatter    grad_input of weights whose taps lie side by side: lanes over samples, or over taps
+  //   patch      grad_weight of such weights and few samples: lanes over taps
   //   along      few channels: lanes over places or groups, whose weights differ from lane to lane
   //   gather     forward and grad_input: lanes over the result's channels, or over samples
   //   weigh      grad_weight: lanes over channels of either side, x and dy staged
@@ -171,6 +199,8 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
 #if defined(UNSHARED_LANES)
   if constexpr (face == Face::grad_input)
     list[at++] = {"scatter", scatter_declines<T>, run_scatter<T>, Precision::ieee, scatter_able<T>};
+  if constexpr (face == Face::grad_weight)
+    list[at++] = {"patch", patch_declines<T>, run_patch<T>, Precision::ieee, patch_able<T>};
   list[at++] = {"along", along_declines<T, face>, run_along<T, face>};
   if constexpr (face == Face::grad_weight) {
     list[at++] = {"weigh", weigh_declines<T>, run_weigh<T>};

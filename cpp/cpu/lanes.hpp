@@ -25,6 +25,7 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector zero() { return _mm512_setzero_ps(); }
   static UNSHARED_INLINE Vector load(const float* p) { return _mm512_loadu_ps(p); }
   static UNSHARED_INLINE void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+  static UNSHARED_INLINE void store_around(float* p, Vector v) { _mm512_stream_ps(p, v); }
   static UNSHARED_INLINE Vector broadcast(const float* p) { return _mm512_set1_ps(*p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return _mm512_fmadd_ps(p, q, sum);
@@ -92,6 +93,7 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector zero() { return _mm512_setzero_pd(); }
   static UNSHARED_INLINE Vector load(const double* p) { return _mm512_loadu_pd(p); }
   static UNSHARED_INLINE void store(double* p, Vector v) { _mm512_storeu_pd(p, v); }
+  static UNSHARED_INLINE void store_around(double* p, Vector v) { _mm512_stream_pd(p, v); }
   static UNSHARED_INLINE Vector broadcast(const double* p) { return _mm512_set1_pd(*p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return _mm512_fmadd_pd(p, q, sum);
@@ -150,6 +152,7 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector zero() { return _mm256_setzero_ps(); }
   static UNSHARED_INLINE Vector load(const float* p) { return _mm256_loadu_ps(p); }
   static UNSHARED_INLINE void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+  static UNSHARED_INLINE void store_around(float* p, Vector v) { _mm256_stream_ps(p, v); }
   static UNSHARED_INLINE Vector broadcast(const float* p) { return _mm256_broadcast_ss(p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return _mm256_fmadd_ps(p, q, sum);
@@ -206,6 +209,7 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector zero() { return _mm256_setzero_pd(); }
   static UNSHARED_INLINE Vector load(const double* p) { return _mm256_loadu_pd(p); }
   static UNSHARED_INLINE void store(double* p, Vector v) { _mm256_storeu_pd(p, v); }
+  static UNSHARED_INLINE void store_around(double* p, Vector v) { _mm256_stream_pd(p, v); }
   static UNSHARED_INLINE Vector broadcast(const double* p) { return _mm256_broadcast_sd(p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return _mm256_fmadd_pd(p, q, sum);
@@ -254,6 +258,7 @@ struct FloatLanes {
   static UNSHARED_INLINE Vector zero() { return vdupq_n_f32(0); }
   static UNSHARED_INLINE Vector load(const float* p) { return vld1q_f32(p); }
   static UNSHARED_INLINE void store(float* p, Vector v) { vst1q_f32(p, v); }
+  static UNSHARED_INLINE void store_around(float* p, Vector v) { store(p, v); }
   static UNSHARED_INLINE Vector broadcast(const float* p) { return vdupq_n_f32(*p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return vfmaq_f32(sum, p, q);
@@ -310,6 +315,7 @@ struct DoubleLanes {
   static UNSHARED_INLINE Vector zero() { return vdupq_n_f64(0); }
   static UNSHARED_INLINE Vector load(const double* p) { return vld1q_f64(p); }
   static UNSHARED_INLINE void store(double* p, Vector v) { vst1q_f64(p, v); }
+  static UNSHARED_INLINE void store_around(double* p, Vector v) { store(p, v); }
   static UNSHARED_INLINE Vector broadcast(const double* p) { return vdupq_n_f64(*p); }
   static UNSHARED_INLINE Vector chain(Vector p, Vector q, Vector sum) {
     return vfmaq_f64(sum, p, q);

@@ -54,6 +54,8 @@ struct Micro {
   const std::int64_t* b_step;
   bool from_zero;
   Lines fetched = {};
+  // Of a panel: whether c, which must be aligned, is written around the caches.
+  bool around = false;
   // Of a stream:
   int last = Lanes<Real>::count;  // lanes of the last vector that it has; the others are not read
   std::int64_t ahead = 0;  // a line is asked for so many steps before its use
@@ -69,11 +71,14 @@ void micro_tile(const Micro<T>& t) {
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
       sum[m][v] = t.from_zero ? L::zero() : L::load(t.c + m * t.c_row + v * L::count);
+  const bool around = reads == Reads::panel && t.around;
   // Stores that miss would wait for each other: their lines are asked for now.
+  if (!around) {
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) __builtin_prefetch(t.c + m * t.c_row + v * L::count, 1);
+      for (int v = 0; v < V; ++v) __builtin_prefetch(t.c + m * t.c_row + v * L::count, 1);
+  }
   // A pointer for every four rows, so that each address is a base, a stride and a small factor.
   const std::int64_t a_row = t.a_row, count = t.steps, ahead = t.ahead;
   const Real* base[(M + 3) / 4];
@@ -113,6 +118,13 @@ void micro_tile(const Micro<T>& t) {
       steps(std::bool_constant<true>{});
     else
       steps(std::bool_constant<false>{});
+  }
+  if (around) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) L::store_around(t.c + m * t.c_row + v * L::count, sum[m][v]);
+    return;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)

@@ -21,14 +21,9 @@ namespace {
 template <class T>
 UNSHARED_INLINE const char* scatter_unable(const Problem& p) {
   if (Scalar<T>::parts == 2) return "complex weights must be made pairs of";
-  int64_t taps = 1;
-  for (int s = p.axis_count - 1; s >= 0; --s) {
-    if (p.axes[s].kernel != 1 && p.axes[s].w_tap_stride != taps) taps = max_extent;
-    taps = lesser(taps * p.axes[s].kernel, max_extent);
-  }
+  const int64_t taps = ScatterPlan<T>::taps_of(p);
   if (taps == 1) return "there is one tap";
-  if (taps >= max_extent || (p.w_in_stride != taps && p.in_channels != 1))
-    return "the taps of a place do not lie side by side";
+  if (!taps_lie_side_by_side(p)) return "the taps of a place do not lie side by side";
   if (taps > ScatterPlan<T>::most_taps) return "too many taps";
   return nullptr;
 }

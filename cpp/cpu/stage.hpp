@@ -258,6 +258,35 @@ UNSHARED_INLINE void unstage(const Box& box, T* memory, const typename Scalar<T>
   Mover<T, false>::move(box, memory, scratch, 0);
 }
 
+// Whether weight gradients should be written around the caches: if few samples leave the time to the
+// memory, and if they would not stay in a cache anyway. Not those that are added to, which are read
+// first. Whoever writes so calls written_around() when done.
+template <class T>
+UNSHARED_INLINE bool beyond_caches(const Problem& p) {
+  constexpr int64_t most_samples = 8;
+  constexpr double last_cache = 16 * 1024 * 1024;
+  double bytes =
+      static_cast<double>(p.in_channels * int64_t{sizeof(T)}) * static_cast<double>(p.out_channels);
+  for (int s = 0; s < p.axis_count; ++s)
+    bytes *= static_cast<double>(p.axes[s].output) * static_cast<double>(p.axes[s].kernel);
+  return p.batch <= most_samples && bytes > last_cache;
+}
+// Rows of vectors that can be.
+template <class Real>
+UNSHARED_INLINE bool aligned(const Real* c, int64_t row) {
+  constexpr int64_t bytes = Lanes<Real>::count * int64_t{sizeof(Real)};
+  return (reinterpret_cast<std::uintptr_t>(c) |
+          static_cast<std::uintptr_t>(row * int64_t{sizeof(Real)})) %
+             bytes ==
+         0;
+}
+// Makes what was written so visible to whoever waits for this thread.
+UNSHARED_INLINE void written_around() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // One step of complex weights as two steps of reals: an element q becomes, for the steps that
 // broadcast p.re and p.im, the lanes (q.re, q.im) and (-q.im, q.re), with the signs of the
 // conjugations of p (a) and q (b).

@@ -24,7 +24,11 @@ class Weigh {
   using Plan = WeighPlan<T>;
 
   UNSHARED_INLINE Weigh(const Problem& problem, const Call& call, const Plan& plan)
-      : p(problem), call_(call), plan_(plan), z_(problem.axis_count - 1) {
+      : p(problem),
+        call_(call),
+        plan_(plan),
+        z_(problem.axis_count - 1),
+        around_(plan.direct && !call.accumulate && beyond_caches<T>(problem)) {
     for (int s = 0; s < p.axis_count; ++s) {
       const Spacing spacing = spacing_of(p.axes[s], false);
       tap_step_[s] = spacing.tap;
@@ -48,6 +52,7 @@ class Weigh {
         enter(next, item);
       compute(item < end ? &next : nullptr, !same);
     }
+    if (around_) written_around();
   }
 
  private:
@@ -264,6 +269,8 @@ class Weigh {
     if constexpr (plain)
       if (plan_.direct) {
         t.c_row = w_row;
+        t.around = around_;
+        if (around_) t.out_row = 0;
         // Rows of x that share a line, so that all taps of the place find them in a cache.
         for (int64_t row = 0; row < rows.count(); row += L::count) {
           const int64_t height = lesser(L::count, rows.count() - row);
@@ -373,12 +380,14 @@ class Weigh {
   template <int V>
   UNSHARED_INLINE void tiles(Weighed<Real> t, int64_t rows, const Real* next) {
     int64_t count = ceil_div(rows, weighed_rows_of[V]);
+    const bool around = t.around;
     for (int64_t row = 0; row < rows; --count) {
       const int64_t height = ceil_div(rows - row, count);
       // Lines of dw are asked for a tile ahead, or a place if tiles are small; by the last byte of
       // a vector: if it crosses lines, the first is its neighbour's, too.
       const Real* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
-      t.out_ahead = reinterpret_cast<const char*>(out + L::count) - 1;
+      t.around = around && aligned(t.c, t.c_row);
+      t.out_ahead = t.around ? idle_ : reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
       t.in_step = 0;
       if (fed_ < feed_end_) {
@@ -419,6 +428,7 @@ class Weigh {
   const Call& call_;
   const Plan& plan_;
   const int z_;  // the last axis
+  const bool around_;
   int64_t tap_step_[max_axes], partner_step_[max_axes];
   Strip here_;
   Range y_;

@@ -32,6 +32,7 @@ struct Weighed {
   Real* c;
   int64_t a_step, b_step, c_row, steps;
   bool from_zero;
+  bool around;  // whether c, which must be aligned, is written around the caches
   const char* out_ahead;
   int64_t out_row;  // bytes
   const char* in_ahead;
@@ -83,6 +84,13 @@ void weighed_tile(const Weighed<Real>& t) {
       a += a_step;
       b += b_step;
     }
+  }
+  if (t.around) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) L::store_around(t.c + m * t.c_row + v * L::count, sum[m][v]);
+    return;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
