@@ -78,15 +78,9 @@ struct Nest {
     return n;
   }
   UNSHARED_INLINE bool same(const Nest& other) const {
-    return same_but_first(other) && (depth == 0 || loop[0].count == other.loop[0].count);
-  }
-  // Equal but for how often the outermost loop runs.
-  UNSHARED_INLINE bool same_but_first(const Nest& other) const {
     if (depth != other.depth) return false;
     for (int d = 0; d < depth; ++d)
-      if ((d > 0 && loop[d].count != other.loop[d].count) || loop[d].first != other.loop[d].first ||
-          loop[d].second != other.loop[d].second)
-        return false;
+      if (!(loop[d] == other.loop[d])) return false;
     return true;
   }
 };
