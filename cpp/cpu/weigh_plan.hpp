@@ -72,7 +72,9 @@ struct WeighPlan : Weighing {
     const auto cost = [&](int64_t rows, int64_t columns, int64_t w_column) {
       const bool whole = plain && columns % L::count == 0;
       const int64_t vectors = rows * ceil_div(columns, L::count);
-      return vectors * p.batch + (w_column != 1 ? 6 * vectors : whole ? 0 : 3 * vectors);
+      return vectors * p.batch + (w_column != 1 ? 24 * vectors
+                                  : whole       ? 0
+                                                : (columns < L::count ? 20 : 6) * vectors);
     };
     return cost(p.out_channels, p.in_channels, p.w_in_stride) <
            cost(p.in_channels, p.out_channels, p.w_out_stride);
