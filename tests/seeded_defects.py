@@ -122,6 +122,24 @@ DEFECTS = [
         "rows_ = lesser(plan_.rows, p.batch - n) - (n > 0);",
     ),
     Defect(
+        "a box of pixels that begins amid a place's taps takes the first ones",
+        "cpp/cpu/scatter.hpp",
+        "r.tap += spacing_[s].tap;\n      r.partner +=",
+        "r.partner +=",
+    ),
+    Defect(
+        "a place's second share of channels continues with the first one's gradients",
+        "cpp/cpu/scatter.hpp",
+        "y + begin * last.y_stride + b * p.y_channel_stride",
+        "y + begin * last.y_stride",
+    ),
+    Defect(
+        "a patch keeps the padding of the one before",
+        "cpp/cpu/patch.hpp",
+        "if (!call_.accumulate) clear_padding(to);",
+        "",
+    ),
+    Defect(
         "lanes that see padding not masked",
         "cpp/cpu/along_gather.hpp",
         "if (!this->whole_) t.mask = this->mask_;",
