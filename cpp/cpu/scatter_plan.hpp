@@ -47,7 +47,7 @@ struct ScatterPlan {
       rows = even(ceil_div(n, L::count), lesser(most_vectors, wide)) * L::count;
       cut(most);
     } else {
-      rows = even(n, lesser(32, greater(1, tile_reals / padded(taps) - 1)));
+      rows = even(n, lesser(32, tile_reals / spaced(taps)));
       // Wide parts are long runs in memory, narrow ones larger boxes.
       int64_t best = 1;
       double least = 0;
