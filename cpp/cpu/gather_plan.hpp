@@ -121,7 +121,8 @@ struct GatherPlan {
                                                     (terms * greater(g.columns, 4) + 8 * g.columns))
                               : static_cast<double>(n * terms * vectors);
     Cut best;
-    for (int64_t across = ceil_div(row, longest_strip), last = 0; across > last;
+    for (int64_t across = ceil_div(row, longest_strip), last = 0;
+         across > last && (fetches || best.cost == 0);
          last = across, across = lesser(row, across + 1 + across / 2))
       for (int64_t height = lesser(column, highest_strip); height > 0; height -= 1 + height / 4) {
         const int64_t down = ceil_div(column, height);
@@ -151,6 +152,7 @@ struct GatherPlan {
         const double cost = work + copies * (samples ? 12 : 14) +
                             static_cast<double>(blocks) * (weights + 200 * per_cell);
         if (best.cost == 0 || cost < best.cost) best = {cost, true, block, across, down};
+        if (!fetches) break;  // what is small takes no longer than to look for better
       }
 
     // Or no strips, and the small tensor read where it is, if whole lines of it serve a cell.
