@@ -130,6 +130,24 @@ class Cell {
   const bool by_input_;
 };
 
+// The taps of a place.
+UNSHARED_INLINE int64_t taps_of(const Problem& p) {
+  int64_t taps = 1;
+  for (int s = 0; s < p.axis_count; ++s) taps = lesser(taps * p.axes[s].kernel, max_extent);
+  return taps;
+}
+
+// How far so many neighbouring cells reach along an axis, at most.
+UNSHARED_INLINE int64_t window_of(const Axis& axis, bool by_input, int64_t cells) {
+  int64_t most = axis.kernel;
+  if (cells > 1)
+    most = ((cells - 1) * (by_input ? axis.input_dilation : axis.stride) +
+            (axis.kernel - 1) * axis.dilation) /
+               (by_input ? axis.stride : axis.input_dilation) +
+           1;
+  return greater(1, lesser(most, by_input ? axis.output : axis.input));
+}
+
 // Whether w is laid out as [...][input channels][taps], the taps of a place and channel side by side.
 UNSHARED_INLINE bool taps_lie_side_by_side(const Problem& p) {
   int64_t taps = 1;

@@ -69,11 +69,10 @@ class AlongBlock {
     return true;
   }
 
-  static UNSHARED_INLINE int64_t padded(int64_t n) { return ceil_div(n, L::count) * L::count; }
   // What the lanes see of the partners' axis through some taps, as scratch. At a border it is
   // staged from the middle of a vector on, and so ends up to a vector later.
   UNSHARED_INLINE int64_t window(int64_t taps) const {
-    return padded((taps - 1) * along_.dilation + row_) + (border_ ? L::count : 0);
+    return padded<Real>((taps - 1) * along_.dilation + row_) + (border_ ? L::count : 0);
   }
 
   // The reach of the block along an axis where all its cells stand at the same place.
@@ -223,7 +222,7 @@ class AlongBlock {
     taps_ = greater(taps_, 0);  // there may be more padding than all taps reach across
     border_ = taps_ > 0 &&
               (partner_ < 0 || partner_ + (taps_ - 1) * along_.dilation + lanes_ > partners_);
-    row_ = padded(lanes_);
+    row_ = padded<Real>(lanes_);
   }
 };
 

@@ -263,7 +263,7 @@ class Gather : GatherCell<T, face> {
     if (fast >= 0) place(fast);
     for (int d = nest.depth - 1; d >= 0; --d)
       if (d != fast) place(d);
-    const int64_t row = Plan::spaced(size);
+    const int64_t row = spaced<Real>(size);
     Box box;
     if (!over_samples) box.add(rows_, g.small_batch * reals, row);
     for (int d = 0; d < nest.depth; ++d)

@@ -68,8 +68,6 @@ struct GatherPlan {
   static UNSHARED_INLINE int64_t vectors_of(int64_t columns) {
     return ceil_div(columns * reals, L::count);
   }
-  // Rows of scratch at a distance that does not put them all into one set of a cache.
-  static UNSHARED_INLINE int64_t spaced(int64_t size) { return (ceil_div(size, line) | 1) * line; }
   static UNSHARED_INLINE int64_t cells_of(const Axis& axis) {
     return by_input ? axis.input : axis.output;
   }
@@ -129,7 +127,7 @@ struct GatherPlan {
         const int64_t w = ceil_div(row, across), h = ceil_div(column, down), strip = w * h;
         if (strip > most_cells && strip > 1) continue;
         const int64_t window = greater(1, window_of_strip(w, h) * reals);
-        int64_t block = stage_reals / (samples ? window : spaced(window));
+        int64_t block = stage_reals / (samples ? window : spaced<Real>(window));
         if (!sums_stay) block = lesser(block, sums_reals / (w * L::count));
         if (samples) block = block / L::count * L::count;
         if (block < 1 && strip > 1) continue;
@@ -187,23 +185,14 @@ struct GatherPlan {
     parts = greater(1, ceil_div(g.columns, width));
   }
 
-  // How far so many cells reach along an axis of the small tensor, at most.
-  static UNSHARED_INLINE int64_t window_of(const Axis& axis, int64_t count) {
-    int64_t most = axis.kernel;
-    if (count > 1)
-      most = ((count - 1) * (by_input ? axis.input_dilation : axis.stride) +
-              (axis.kernel - 1) * axis.dilation) /
-                 (by_input ? axis.stride : axis.input_dilation) +
-             1;
-    return greater(1, lesser(most, by_input ? axis.output : axis.input));
-  }
   // How many elements of one sample a strip of so many cells reads of the small tensor, at most.
   UNSHARED_INLINE int64_t window_of_strip(int64_t w, int64_t h) const {
     int64_t elements = g.summed;
     for (int s = 0; s <= z; ++s)
-      elements = lesser(elements * window_of(p.axes[s], s == z       ? w
-                                                        : s == z - 1 ? h
-                                                                     : 1),
+      elements = lesser(elements * window_of(p.axes[s], by_input,
+                                             s == z       ? w
+                                             : s == z - 1 ? h
+                                                          : 1),
                         max_extent);
     return elements;
   }
@@ -213,7 +202,7 @@ struct GatherPlan {
     for (int s = z; s >= 0 && s >= z - 1; --s) {
       const Axis& axis = p.axes[s];
       if (axis.*g.small_stride * reals != run) break;
-      const int64_t here = window_of(axis, s == z ? w : h);
+      const int64_t here = window_of(axis, by_input, s == z ? w : h);
       run *= here;
       if (here != (by_input ? axis.output : axis.input)) break;
     }

@@ -72,77 +72,52 @@ struct Task {
   const Call& call;
 };
 
-// ---- strips of cells ----
-
-template <class T, Face face>
-struct GatherTask {
+// A call cut into items by a plan that is made once. Worker is made once per run of items, on the
+// worker's own stack.
+template <class Worker, class Plan>
+struct Planned {
   const Problem& p;
   const Call& call;
-  const GatherPlan<T, face> plan;
+  const Plan& plan;
+
+  static void body(const void* context, int64_t begin, int64_t end) noexcept {
+    const Planned& t = *static_cast<const Planned*>(context);
+    Worker(t.p, t.call, t.plan).run(begin, end);
+  }
+  UNSHARED_INLINE void run(int64_t items) const { share(p, call, items, body, this); }
 };
+
+// ---- strips of cells ----
 
 template <class T, Face face>
 void run_gather(const Problem& p, const Call& call) noexcept {
   if constexpr (face != Face::grad_weight) {
-    const GatherTask<T, face> task{p, call, GatherPlan<T, face>(p, call)};
-    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
-      const auto& t = *static_cast<const GatherTask<T, face>*>(context);
-      Gather<T, face>(t.p, t.call, t.plan).run(begin, end);
-    };
-    share(p, call, task.plan.items, body, &task);
+    const GatherPlan<T, face> plan(p, call);
+    Planned<Gather<T, face>, GatherPlan<T, face>>{p, call, plan}.run(plan.items);
   }
 }
 
 // ---- grad_input by places ----
 
 template <class T>
-struct ScatterTask {
-  const Problem& p;
-  const Call& call;
-  const ScatterPlan<T> plan;
-};
-
-template <class T>
 void run_scatter(const Problem& p, const Call& call) noexcept {
   if constexpr (Scalar<T>::parts == 1) {
-    const ScatterTask<T> task{p, call, ScatterPlan<T>(p, call)};
-    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
-      const auto& t = *static_cast<const ScatterTask<T>*>(context);
-      Scatter<T>(t.p, t.call, t.plan).run(begin, end);
-    };
-    share(p, call, task.plan.items, body, &task);
+    const ScatterPlan<T> plan(p, call);
+    Planned<Scatter<T>, ScatterPlan<T>>{p, call, plan}.run(plan.items);
   }
 }
 
 // ---- weight gradients of staged places ----
 
 template <class T>
-struct WeighTask {
-  const Problem& p;
-  const Call& call;
-  const WeighPlan<T> plan;
-};
-
-template <class T>
 void run_weigh(const Problem& p, const Call& call) noexcept {
   if constexpr (Scalar<T>::parts == 1) {
-    const WeighTask<T> task{p, call, WeighPlan<T>(p)};
-    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
-      const auto& t = *static_cast<const WeighTask<T>*>(context);
-      Weigh<T>(t.p, t.call, t.plan).run(begin, end);
-    };
-    share(p, call, WeighPlan<T>::items(p, task.plan, call), body, &task);
+    const WeighPlan<T> plan(p);
+    Planned<Weigh<T>, WeighPlan<T>>{p, call, plan}.run(WeighPlan<T>::items(p, plan, call));
   }
 }
 
 // ---- weight gradients of patches ----
-
-template <class T>
-struct PatchTask {
-  const Problem& p;
-  const Call& call;
-  const PatchPlan<T> plan;
-};
 
 template <class T>
 void run_patch(const Problem& p, const Call& call) noexcept {
@@ -152,12 +127,8 @@ void run_patch(const Problem& p, const Call& call) noexcept {
       if (weigh_declines<T>(p) == nullptr) return run_weigh<T>(p, call);
       return run_tiles<T>(p, call);
     }
-    const PatchTask<T> task{p, call, PatchPlan<T>(p)};
-    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
-      const auto& t = *static_cast<const PatchTask<T>*>(context);
-      Patch<T>(t.p, t.call, t.plan).run(begin, end);
-    };
-    share(p, call, task.plan.items, body, &task);
+    const PatchPlan<T> plan(p);
+    Planned<Patch<T>, PatchPlan<T>>{p, call, plan}.run(plan.items);
   }
 }
 

@@ -454,6 +454,23 @@ template <>
 struct Stored<Half> : StoredHalf<Half> {};
 template <>
 struct Stored<BFloat16> : StoredHalf<BFloat16> {};
+
+// Stores the sums of a tile, if wanted around the caches: then rows of c must be aligned.
+template <class L, class Real, int M, int V>
+UNSHARED_INLINE void store_tile(const typename L::Vector (&sum)[M][V], Real* c, std::int64_t c_row,
+                                bool around) {
+  if (around) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) L::store_around(c + m * c_row + v * L::count, sum[m][v]);
+    return;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) L::store(c + m * c_row + v * L::count, sum[m][v]);
+}
 #endif
 
 }  // namespace

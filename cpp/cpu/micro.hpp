@@ -119,17 +119,7 @@ void micro_tile(const Micro<T>& t) {
     else
       steps(std::bool_constant<false>{});
   }
-  if (around) {
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) L::store_around(t.c + m * t.c_row + v * L::count, sum[m][v]);
-    return;
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) L::store(t.c + m * t.c_row + v * L::count, sum[m][v]);
+  store_tile<L>(sum, t.c, t.c_row, around);
 }
 
 template <class T, Reads reads, int V>

@@ -35,7 +35,7 @@ struct PatchPlan {
 
   explicit UNSHARED_INLINE PatchPlan(const Problem& p) {
     const Axis& last = p.axes[p.axis_count - 1];
-    for (int s = 0; s < p.axis_count; ++s) taps = lesser(taps * p.axes[s].kernel, max_extent);
+    taps = taps_of(p);
     const int64_t n = greater(1, p.batch), a = greater(1, p.in_channels);
     if (n > most_samples || taps > max_extent / most_samples) return;
     const int64_t most =
@@ -45,25 +45,14 @@ struct PatchPlan {
     width = ceil_div(a, ceil_div(a, whole));
     if (width > L::count) width = ceil_div(width, L::count) * L::count;
     parts = ceil_div(a, width);
-    const int64_t pixel = n * padded(width) * (taps / last.kernel);
+    const int64_t pixel = n * padded<Real>(width) * (taps / last.kernel);
     int64_t places = 1;
     while (places < lesser(last.output, longest_strip) &&
-           window_of(last, places + 1) * pixel <= window_reals)
+           window_of(last, false, places + 1) * pixel <= window_reals)
       ++places;
     strips = greater(1, ceil_div(last.output, places));
     channels = lesser(greater(1, p.out_channels), dy_reals / n / line * line - line);
     items = parts * strips * Cell::count(p, Face::grad_weight) / greater(1, last.output);
-  }
-  static UNSHARED_INLINE int64_t padded(int64_t n) { return ceil_div(n, L::count) * L::count; }
-  // Rows of scratch at a distance that does not put them all into one set of a cache.
-  static UNSHARED_INLINE int64_t spaced(int64_t size) { return (ceil_div(size, line) | 1) * line; }
-
- private:
-  // Pixels that so many neighbouring places see.
-  static UNSHARED_INLINE int64_t window_of(const Axis& axis, int64_t places) {
-    if (places == 1) return axis.kernel;
-    const int64_t reach = (places - 1) * axis.stride + (axis.kernel - 1) * axis.dilation;
-    return greater(1, lesser(reach / axis.input_dilation + 1, axis.input));
   }
 };
 
@@ -106,7 +95,7 @@ class Patch {
         around_(!call.accumulate && beyond_caches<T>(problem)) {
     for (int s = 0; s <= z_; ++s) spacing_[s] = spacing_of(p.axes[s], false);
     for (int64_t n = 0; n < p.batch; ++n)
-      patch_step_[n] = n * Plan::spaced(plan_.width * plan_.taps);
+      patch_step_[n] = n * spaced<Real>(plan_.width * plan_.taps);
   }
 
   UNSHARED_INLINE void run(int64_t begin, int64_t end) {
@@ -160,7 +149,7 @@ class Patch {
     }
     if (low_ < 0) return;
     unit_ = end - begin == 1 ? spacing_[z_].partner : 1;
-    const int64_t row = Plan::padded(plan_.width);
+    const int64_t row = padded<Real>(plan_.width);
     pixel_[z_] = p.batch * row;
     int64_t size = ((high - low_) / unit_ + 1) * pixel_[z_];
     for (int s = z_ - 1; s >= 0; --s) {
@@ -186,7 +175,7 @@ class Patch {
   bool put_together() {
     int64_t from = 0, to = 0;
     Box box;
-    box.add(p.batch, Plan::spaced(plan_.width * plan_.taps), Plan::padded(plan_.width));
+    box.add(p.batch, spaced<Real>(plan_.width * plan_.taps), padded<Real>(plan_.width));
     for (int s = 0; s <= z_; ++s) {
       if (reach_[s].count == 0) return false;
       box.add(reach_[s].count, spacing_[s].tap * p.axes[s].w_tap_stride,
@@ -204,7 +193,7 @@ class Patch {
     const int64_t joint = columns_ * plan_.taps, whole = joint / L::count;
     for (int64_t b = 0; b < p.out_channels; b += plan_.channels) {
       const int64_t rows = lesser(plan_.channels, p.out_channels - b);
-      const int64_t y_row = Plan::spaced(rows);
+      const int64_t y_row = spaced<Real>(rows);
       Box box;
       box.add(p.batch, p.y_batch_stride, y_row);
       box.lanes = rows;

@@ -21,7 +21,7 @@ namespace {
 template <class T>
 UNSHARED_INLINE const char* scatter_unable(const Problem& p) {
   if (Scalar<T>::parts == 2) return "complex weights must be made pairs of";
-  const int64_t taps = ScatterPlan<T>::taps_of(p);
+  const int64_t taps = taps_of(p);
   if (taps == 1) return "there is one tap";
   if (!taps_lie_side_by_side(p)) return "the taps of a place do not lie side by side";
   if (taps > ScatterPlan<T>::most_taps) return "too many taps";
@@ -109,7 +109,7 @@ class Scatter {
 
   // The lanes of a row of scratch.
   UNSHARED_INLINE int64_t lanes() const {
-    return plan_.over_samples ? plan_.rows : Plan::padded(plan_.width);
+    return plan_.over_samples ? plan_.rows : padded<Real>(plan_.width);
   }
 
   // The box at hand, samples from n on.
@@ -179,7 +179,7 @@ class Scatter {
         dy.add(count, last.y_stride, place);
         lay(dy, channels, p.y_channel_stride, rows_, p.y_batch_stride);
       } else {
-        y_row_ = Plan::spaced(channels);
+        y_row_ = spaced<Real>(channels);
         place = plan_.rows * y_row_;
         dy.add(count, last.y_stride, place);
         dy.add(rows_, p.y_batch_stride, y_row_);
@@ -244,7 +244,7 @@ class Scatter {
   // Rows: samples; vectors: all taps of some columns, as they lie in memory. The sums are brought
   // into that order and back.
   void all_taps(const Real* dy, int64_t channels, const T* w, int64_t next) {
-    const int64_t joint = columns_ * plan_.taps, row = Plan::spaced(joint);
+    const int64_t joint = columns_ * plan_.taps, row = spaced<Real>(joint);
     const int64_t vectors = ceil_div(joint, L::count);
     Box sums;
     int64_t cell = 0, first = 0;

@@ -38,7 +38,7 @@ struct ScatterPlan {
     const auto cut = [&](int64_t most_width) {
       width = even(p.in_channels, most_width);
       parts = greater(1, ceil_div(p.in_channels, width));
-      const int64_t cells = greater(1, sums_reals / (rows * padded(width)));
+      const int64_t cells = greater(1, sums_reals / (rows * padded<Real>(width)));
       cut_boxes(p, call.threads == 1 ? cells : lesser(cells, greater(1, pixels(p) * parts / 64)));
     };
     if (over_samples) {
@@ -47,7 +47,7 @@ struct ScatterPlan {
       rows = even(ceil_div(n, L::count), lesser(most_vectors, wide)) * L::count;
       cut(most);
     } else {
-      rows = even(n, lesser(32, tile_reals / spaced(taps)));
+      rows = even(n, lesser(32, tile_reals / spaced<Real>(taps)));
       // Wide parts are long runs in memory, narrow ones larger boxes.
       int64_t best = 1;
       double least = 0;
@@ -65,21 +65,11 @@ struct ScatterPlan {
     steps = even(b, lesser(greater(over_samples ? 4 : 8, most), most_steps));
     const int64_t room_of_row = stage_reals / rows - (over_samples ? 0 : 2 * line);
     channels = lesser(b, greater(steps, room_of_row / steps * steps));
-    places = channels < b ? 1 : lesser(line, greater(1, stage_reals / (rows * spaced(b))));
+    places = channels < b ? 1 : lesser(line, greater(1, stage_reals / (rows * spaced<Real>(b))));
   }
 
   static UNSHARED_INLINE bool over_lanes_of_samples(const Problem& p) {
     return plain && p.batch > L::count / 2;
-  }
-  static UNSHARED_INLINE int64_t padded(int64_t columns) {
-    return ceil_div(columns, L::count) * L::count;
-  }
-  // Rows of scratch at a distance that does not put them all into one set of a cache.
-  static UNSHARED_INLINE int64_t spaced(int64_t size) { return (ceil_div(size, line) | 1) * line; }
-  static UNSHARED_INLINE int64_t taps_of(const Problem& p) {
-    int64_t taps = 1;
-    for (int s = 0; s < p.axis_count; ++s) taps = lesser(taps * p.axes[s].kernel, max_extent);
-    return taps;
   }
 
  private:

@@ -16,6 +16,18 @@ namespace {
 // What README promises: the extra memory of a call, per worker, on its own stack.
 inline constexpr int64_t most_scratch = 192 * 1024;
 
+// Room for so many elements in whole vectors.
+template <class Real>
+UNSHARED_INLINE int64_t padded(int64_t n) {
+  return ceil_div(n, Lanes<Real>::count) * Lanes<Real>::count;
+}
+// Rows of scratch at a distance that does not put them all into one set of a cache.
+template <class Real>
+UNSHARED_INLINE int64_t spaced(int64_t n) {
+  constexpr int64_t line = 64 / sizeof(Real);
+  return (ceil_div(n, line) | 1) * line;
+}
+
 // A box of elements: nested loops, outermost first, with a stride in memory and one in scratch, and
 // innermost the lanes, which lie side by side in scratch. Scratch has room for whole vectors: lanes
 // beyond the last may be overwritten, so loops must ascend in scratch, and if memory does not run

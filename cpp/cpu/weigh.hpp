@@ -65,7 +65,6 @@ class Weigh {
     int64_t begin, end;
     UNSHARED_INLINE int64_t count() const { return end - begin; }
   };
-  static UNSHARED_INLINE int64_t padded(int64_t n) { return ceil_div(n, L::count) * L::count; }
   static UNSHARED_INLINE Range block(int64_t channels, int64_t part, int64_t parts) {
     const int64_t vectors = ceil_div(channels, L::count);
     return {part * vectors / parts * L::count,
@@ -295,7 +294,7 @@ class Weigh {
     int64_t high = 0, wide = 0;
     int level = 0;
     for (bool found = false; !found; level += !found)
-      for (const int64_t width : {padded(columns.count()), int64_t{L::count}}) {
+      for (const int64_t width : {padded<Real>(columns.count()), int64_t{L::count}}) {
         if (found) continue;
         wide = width;
         high = lesser(sums_reals / (tap_counts[level] * width), rows.count());
@@ -448,7 +447,7 @@ const char* weigh_declines(const Problem& p) noexcept {
     if (p.batch == 0) return "there are no samples to stage";
     if (WeighPlan<T>(p).strips == 0)
       return "what a place sees of all samples is too large to be staged";
-    if (WeighPlan<T>::taps_of(p) * lesser(p.in_channels, p.out_channels) < 8)
+    if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8)
       return "what is staged would be used too few times";
     return nullptr;
   }

@@ -50,21 +50,8 @@ struct WeighPlan : Weighing {
     return call.threads == 1 ? 1 : lesser(rows_of(p), ceil_div(int64_t{64}, others));
   }
 
-  static UNSHARED_INLINE int64_t taps_of(const Problem& p) {
-    int64_t taps = 1;
-    for (int s = 0; s < p.axis_count; ++s) taps = lesser(taps * p.axes[s].kernel, max_extent);
-    return taps;
-  }
-
  private:
   static constexpr int64_t widest = 4;  // vectors of channels staged together
-
-  // Pixels that `places` neighbouring places see along the last axis.
-  static UNSHARED_INLINE int64_t window_of(const Axis& axis, int64_t places) {
-    if (places == 1) return axis.kernel;
-    const int64_t reach = (places - 1) * axis.stride + (axis.kernel - 1) * axis.dilation;
-    return greater(1, lesser(reach / axis.input_dilation + 1, axis.input));
-  }
 
   // Whether columns should be input channels, from what either way costs per place and tap:
   // multiplications of vectors, and sums that do not leave as whole vectors.
@@ -95,7 +82,7 @@ struct WeighPlan : Weighing {
       w.x_block = ceil_div(x_vectors, w.x_parts) * L::count;
       w.y_block = ceil_div(y_vectors, w.y_parts) * L::count;
       const int64_t pixel = lesser(samples * w.x_block, max_extent);
-      w.window = window_of(last, places);
+      w.window = window_of(last, false, places);
       w.window_reals = rows * lesser(w.window * pixel, max_extent);
       return w.window_reals + places * samples * w.y_block <= room;
     };

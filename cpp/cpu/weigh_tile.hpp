@@ -85,17 +85,7 @@ void weighed_tile(const Weighed<Real>& t) {
       b += b_step;
     }
   }
-  if (t.around) {
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) L::store_around(t.c + m * t.c_row + v * L::count, sum[m][v]);
-    return;
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) L::store(t.c + m * t.c_row + v * L::count, sum[m][v]);
+  store_tile<L>(sum, t.c, t.c_row, t.around);
 }
 
 template <class Real, int V>
