@@ -35,12 +35,6 @@
 
 namespace unshared::cuda {
 
-inline std::int64_t taps_of(const Problem& p) {
-  std::int64_t taps = 1;
-  for (int s = 0; s < p.axis_count; ++s) taps *= p.axes[s].kernel;
-  return taps;
-}
-
 // The tiles: for few channels, for a single one, and a small one for small batches, few cells and
 // problems whose offsets need 64 bits. The paired one is for a single channel where two lanes'
 // cells may move together. Sizes by how many 4-byte words a sum has: as much as fits into registers
