@@ -148,9 +148,10 @@ UNSHARED_INLINE int64_t window_of(const Axis& axis, bool by_input, int64_t cells
   return greater(1, lesser(most, by_input ? axis.output : axis.input));
 }
 
-// Whether w is laid out as [...][input channels][taps], the taps of a place and channel side by side.
-UNSHARED_INLINE bool taps_lie_side_by_side(const Problem& p) {
-  int64_t taps = 1;
+// Whether w is laid out as [...][input channels][taps], the taps of a place and channel side by side,
+// `unit` elements apart.
+UNSHARED_INLINE bool taps_lie_side_by_side(const Problem& p, int64_t unit = 1) {
+  int64_t taps = unit;
   for (int s = p.axis_count - 1; s >= 0; --s) {
     if (p.axes[s].kernel != 1 && p.axes[s].w_tap_stride != taps) return false;
     taps *= p.axes[s].kernel;

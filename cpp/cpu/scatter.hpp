@@ -23,7 +23,8 @@ UNSHARED_INLINE const char* scatter_unable(const Problem& p) {
   if (Scalar<T>::parts == 2) return "complex weights must be made pairs of";
   const int64_t taps = taps_of(p);
   if (taps == 1) return "there is one tap";
-  if (!taps_lie_side_by_side(p)) return "the taps of a place do not lie side by side";
+  if (p.w_out_stride != 1 && p.w_in_stride != 1 && !taps_lie_side_by_side(p))
+    return "weights of a place do not lie side by side";
   if (taps > ScatterPlan<T>::most_taps) return "too many taps";
   return nullptr;
 }
@@ -33,10 +34,27 @@ bool scatter_able(const Problem& p) noexcept {
 }
 template <class T>
 const char* scatter_declines(const Problem& p) noexcept {
+  using Plan = ScatterPlan<T>;
+  constexpr int64_t lanes = Plan::L::count;
   if (const char* why = scatter_unable<T>(p)) return why;
+  const auto over = Plan::lanes_of(p);
   // What a place adds to a pixel must be worth bringing its sums.
-  if (p.out_channels < (ScatterPlan<T>::over_lanes_of_samples(p) ? 12 : 4))
+  if (p.out_channels < (over == Plan::Over::samples ? 12 : 4))
     return "few channels of dy: the weights of several places stay in a cache";
+  if (taps_lie_side_by_side(p)) return nullptr;
+  const bool few = 2 * p.in_channels <= lanes, inward = p.w_out_stride == 1;
+  // Many samples make up for what it takes to bring a pixel's weights from all its places.
+  const char* const again = "many samples use a pixel's weights again";
+  if (over == Plan::Over::samples) {
+    if (p.batch > 2 * lanes) return few && p.y_channel_stride == 1 ? nullptr : again;
+    return few || (inward && p.in_channels <= 8 * lanes) ? nullptr : again;
+  }
+  if (p.batch > lanes && (over == Plan::Over::columns || (inward && p.out_channels < 4 * lanes)))
+    return again;
+  if (p.batch > lanes / 4 && p.out_channels < 2 * lanes && taps_of(p) < 16)
+    return "the weights of several places stay in a cache";
+  if (!inward && !Plan::keeps_sums(p) && p.in_channels > most_vectors * lanes)
+    return "sums of many channels leave room for few pixels";
   return nullptr;
 }
 
@@ -45,15 +63,16 @@ class Scatter {
   using Plan = ScatterPlan<T>;
   using Real = typename Plan::Real;
   using L = typename Plan::L;
+  using Over = typename Plan::Over;
 
  public:
   UNSHARED_INLINE Scatter(const Problem& problem, const Call& call, const Plan& plan)
       : p(problem), call_(call), plan_(plan), z_(problem.axis_count - 1) {
     for (int s = 0; s <= z_; ++s) spacing_[s] = spacing_of(p.axes[s], false);
-    cell_ = (plan.over_samples ? plan.width : plan.rows) * lanes();
+    cell_ = (over_samples() ? plan.width : plan.rows) * lanes();
     for (int64_t t = 0; t < most_steps; ++t) {
       w_step_[t] = t * p.w_out_stride;
-      dy_step_[t] = t * (plan.over_samples ? lanes() : 1);
+      dy_step_[t] = t * (over_samples() ? lanes() : 1);
     }
   }
 
@@ -65,7 +84,7 @@ class Scatter {
         const int64_t cut = rest % plan_.cuts[s];
         rest /= plan_.cuts[s];
         enter(s, cut);
-        box_[s].cell = cell;
+        box_[s].cell = plan_.direct ? p.axes[s].x_stride : cell;
         cell *= box_[s].end - box_[s].begin;
       }
       column_ = item % plan_.parts * plan_.width;
@@ -107,37 +126,48 @@ class Scatter {
     return r;
   }
 
+  UNSHARED_INLINE bool over_samples() const { return plan_.over == Over::samples; }
   // The lanes of a row of scratch.
   UNSHARED_INLINE int64_t lanes() const {
-    return plan_.over_samples ? plan_.rows : padded<Real>(plan_.width);
+    return over_samples() ? plan_.rows : padded<Real>(plan_.width);
   }
 
   // The box at hand, samples from n on.
   void compute(int64_t n) {
     rows_ = lesser(plan_.rows, p.batch - n);
+    const T* const y = static_cast<const T*>(call_.first) + n * p.y_batch_stride;
+    const T* const w = static_cast<const T*>(call_.second) + column_ * p.w_in_stride;
     T* dx = static_cast<T*>(call_.result) + n * p.x_batch_stride + column_ * p.x_channel_stride;
     int64_t reals = cell_;
     Box sums;
     for (int s = 0; s <= z_; ++s) {
       const int64_t count = box_[s].end - box_[s].begin;
-      sums.add(count, p.axes[s].x_stride, box_[s].cell);
+      sums.add(count, p.axes[s].x_stride, plan_.direct ? 0 : box_[s].cell);
       dx += box_[s].begin * p.axes[s].x_stride;
       reals *= count;
     }
-    if (plan_.over_samples)
+    if (over_samples())
       lay(sums, columns_, p.x_channel_stride, rows_, p.x_batch_stride);
     else
       lay(sums, rows_, p.x_batch_stride, columns_, p.x_channel_stride);
+    if (plan_.direct) {
+      c_ = reinterpret_cast<Real*>(dx);
+      c_row_ = p.x_batch_stride;
+      for (int64_t j = 0; j < lanes(); j += L::count) L::store(sums_ + j, L::zero());
+      if (!call_.accumulate) unstage(sums, dx, sums_);
+      return all_places(y, w);
+    }
+    c_ = sums_;
+    c_row_ = lanes();
     if (call_.accumulate)
       stage(sums, dx, sums_);
     else
       for (int64_t j = 0; j < reals; j += L::count) L::store(sums_ + j, L::zero());
-    all_places(static_cast<const T*>(call_.first) + n * p.y_batch_stride,
-               static_cast<const T*>(call_.second) + column_ * p.w_in_stride);
+    all_places(y, w);
     unstage(sums, dx, sums_);
   }
   UNSHARED_INLINE void lay(Box& box, int64_t rows, int64_t row, int64_t count, int64_t lane) const {
-    box.add(rows, row, lanes());
+    box.add(rows, row, plan_.direct ? 0 : lanes());
     box.lanes = count;
     box.lane_memory = lane;
   }
@@ -174,7 +204,7 @@ class Scatter {
       const int64_t channels = lesser(plan_.channels, p.out_channels - b);
       Box dy;
       int64_t place;
-      if (plan_.over_samples) {
+      if (over_samples()) {
         place = channels * lanes();
         dy.add(count, last.y_stride, place);
         lay(dy, channels, p.y_channel_stride, rows_, p.y_batch_stride);
@@ -201,84 +231,115 @@ class Scatter {
   // The chains of all pixels that one place reaches, by `channels` of dy. `next`: how much further on
   // the weights lie that are needed after these.
   UNSHARED_INLINE void one_place(const Real* dy, int64_t channels, const T* w, int64_t next) {
-    if (plan_.over_samples) {
-      if constexpr (Plan::plain) tap_by_tap(dy, channels, w, next);
-    } else {
-      all_taps(dy, channels, w, next);
+    if (plan_.over == Over::joint) return all_taps(dy, channels, w, next);
+    find_taps();
+    for (int64_t b = 0; b < channels; b += plan_.steps) {
+      const int64_t steps = lesser(plan_.steps, channels - b);
+      const T* const from = w + b * p.w_out_stride;
+      const int64_t after =
+          b + steps < channels ? steps * p.w_out_stride : next - b * p.w_out_stride;
+      if (over_samples()) fetch(from + after, steps);
+      if (over_samples()) {
+        if constexpr (Plan::plain) rows_of_columns(dy + b * lanes(), from, steps);
+      } else {
+        look_beyond(steps, after);
+        for (int q = 0; q < taps_here_; ++q)
+          rows_of_samples(dy + b, from + taps_[q].w, p.w_in_stride, columns_, steps,
+                          q + 1 < taps_here_ ? taps_[q + 1].w - taps_[q].w
+                                             : after + taps_[0].w - taps_[q].w,
+                          c_ + taps_[q].cell, c_row_);
+      }
     }
   }
-
-  // Rows: columns of one tap; vectors: samples.
-  void tap_by_tap(const Real* dy, int64_t channels, const T* w, int64_t next) {
+  UNSHARED_INLINE void find_taps() {
     reference::Index at{};
-    int taps = 0;
+    taps_here_ = 0;
     do {
-      Tap& tap = taps_[taps++] = {0, 0};
+      Tap& tap = taps_[taps_here_++] = {0, 0};
       for (int s = 0; s <= z_; ++s) {
         tap.cell +=
             (at_[s].partner - box_[s].begin + at.at[s] * spacing_[s].partner) * box_[s].cell;
         tap.w += (at_[s].tap + at.at[s] * spacing_[s].tap) * p.axes[s].w_tap_stride;
       }
     } while (advance(at));
-    for (int64_t b = 0; b < channels; b += plan_.steps) {
-      const int64_t steps = lesser(plan_.steps, channels - b);
-      const T* const from = w + b * p.w_out_stride;
-      fetch(from + (b + steps < channels ? steps * p.w_out_stride : next - b * p.w_out_stride),
-            steps);
-      for (int q = 0; q < taps; ++q) {
-        const Micro<Real> t{from + taps_[q].w, dy + b * lanes(), sums_ + taps_[q].cell,
-                            p.w_in_stride,     lanes(),          steps,
-                            w_step_,           dy_step_,         false};
-        micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_, nullptr);
+  }
+  // As many channels of the weights, needed next.
+  UNSHARED_INLINE void fetch(const T* next, int64_t steps) {
+    Box box;
+    for (int s = 0; s <= z_; ++s)
+      box.add(p.axes[s].kernel, p.axes[s].w_tap_stride, p.axes[s].w_tap_stride);
+    box.add(columns_, p.w_in_stride, p.w_in_stride);
+    box.add(steps, p.w_out_stride, p.w_out_stride);
+    ahead_[1] = lines_.of(box, next);
+  }
+  // The steps that follow those at hand, for streams to ask for.
+  UNSHARED_INLINE void look_beyond(int64_t steps, int64_t after) {
+    for (int64_t s = 0; s < steps; ++s) w_step_[steps + s] = w_step_[s] + after;
+  }
+
+  // Vectors: samples; rows: columns of one tap after the other.
+  UNSHARED_INLINE void rows_of_columns(const Real* dy, const T* w, int64_t steps) {
+    for (int q = 0; q < taps_here_; ++q) {
+      const Micro<Real> t{w + taps_[q].w, dy,      sums_ + taps_[q].cell,
+                          p.w_in_stride,  lanes(), steps,
+                          w_step_,        dy_step_, false};
+      micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_, nullptr);
+    }
+  }
+
+  // Rows: samples; vectors: `count` weights `apart` in memory, of columns or of columns and taps.
+  UNSHARED_INLINE void rows_of_samples(const Real* dy, const T* w, int64_t apart, int64_t count,
+                                       int64_t steps, int64_t next, Real* c, int64_t c_row) {
+    int64_t most = rows_ <= tallest_rows(4) ? 4 : rows_ <= tallest_rows(3) ? 3 : 2;
+    if (plan_.packed) most = greater(1, lesser(most, Plan::panel_reals / (steps * L::count)));
+    const int64_t vectors = ceil_div(count, L::count);
+    for (int64_t v = 0, wide; v < vectors; v += wide) {
+      wide = ceil_div(vectors - v, ceil_div(vectors - v, most));
+      const int64_t first = v * L::count, here = lesser(wide * L::count, count - first);
+      if (plan_.packed) {
+        const int64_t width = wide * L::count;
+        const auto place = [&](int64_t j) __attribute__((always_inline)) { return j * width; };
+        Mover<T, true>::square(w + first * apart, apart, here, panel_, place, steps,
+                               v + wide < vectors ? width * apart : next - first * apart);
+        for (int64_t s = width == panel_width_ ? most_steps : 0; s < most_steps; ++s)
+          panel_step_[s] = s * width;
+        panel_width_ = width;
+        const Micro<Real> t{dy,    panel_,   c + first,   y_row_, c_row,
+                            steps, dy_step_, panel_step_, false};
+        micro_rows<false>(t, rows_, wide, ahead_, nullptr);
+      } else {
+        Micro<T> t{dy,    w + first, c + first, y_row_, c_row,
+                   steps, dy_step_,  w_step_,   false};
+        t.ahead = steps;
+        t.last = static_cast<int>(here - (wide - 1) * L::count);
+        micro_rows<true>(t, rows_, wide, ahead_, nullptr);
       }
     }
   }
-  // So many channels of the weights, needed next.
-  UNSHARED_INLINE void fetch(const T* next, int64_t steps) {
-    Box box;
-    box.add(steps, p.w_out_stride, p.w_out_stride);
-    box.lanes = columns_ * plan_.taps;
-    ahead_[1] = lines_.of(box, next);
-  }
 
-  // Rows: samples; vectors: all taps of some columns, as they lie in memory. The sums are brought
-  // into that order and back.
+  // Vectors: all taps of some columns, as they lie in memory. The sums are brought into that order and
+  // back.
   void all_taps(const Real* dy, int64_t channels, const T* w, int64_t next) {
     const int64_t joint = columns_ * plan_.taps, row = spaced<Real>(joint);
-    const int64_t vectors = ceil_div(joint, L::count);
     Box sums;
     int64_t cell = 0, first = 0;
     sums.add(rows_, row, lanes());
     for (int s = 0; s <= z_; ++s) {
-      sums.add(at_[s].count, spacing_[s].tap * p.axes[s].w_tap_stride,
-               spacing_[s].partner * box_[s].cell);
+      const int64_t tap = p.axes[s].w_tap_stride / plan_.unit;
+      sums.add(at_[s].count, spacing_[s].tap * tap, spacing_[s].partner * box_[s].cell);
       cell += (at_[s].partner - box_[s].begin) * box_[s].cell;
-      first += at_[s].tap * p.axes[s].w_tap_stride;
+      first += at_[s].tap * tap;
     }
     sums.lanes = columns_;
-    sums.lane_memory = plan_.taps;
+    sums.lane_memory = p.w_in_stride / plan_.unit;
     unstage(sums, tile_ + first, sums_ + cell);
-    const int most = rows_ <= tallest_rows(4) ? 4 : rows_ <= tallest_rows(3) ? 3 : 2;
     for (int64_t b = 0; b < channels; b += plan_.steps) {
-      Micro<T> t{};
-      t.steps = lesser(plan_.steps, channels - b);
+      const int64_t steps = lesser(plan_.steps, channels - b);
       const T* const from = w + b * p.w_out_stride;
       const int64_t after =
-          b + t.steps < channels ? t.steps * p.w_out_stride : next - b * p.w_out_stride;
-      for (int64_t s = 0; s < t.steps; ++s) w_step_[t.steps + s] = w_step_[s] + after;
-      t.ahead = t.steps;
-      t.a = dy + b;
-      t.a_row = y_row_;
-      t.c_row = row;
-      t.a_step = dy_step_;
-      t.b_step = w_step_;
-      for (int64_t v = 0, wide; v < vectors; v += wide) {
-        wide = ceil_div(vectors - v, ceil_div(vectors - v, most));
-        t.b = from + v * L::count;
-        t.c = tile_ + v * L::count;
-        t.last = static_cast<int>(lesser(L::count, joint - (v + wide - 1) * L::count));
-        micro_rows<true>(t, rows_, wide, ahead_, nullptr);
-      }
+          b + steps < channels ? steps * p.w_out_stride : next - b * p.w_out_stride;
+      look_beyond(steps, after);
+      rows_of_samples(dy + b, from, plan_.unit, joint, steps, after, tile_, row);
     }
     stage(sums, tile_ + first, sums_ + cell);
   }
@@ -302,13 +363,17 @@ class Scatter {
   Range box_[max_axes];
   Reach at_[max_axes];  // of the place at hand, within the box
   int64_t column_ = 0, columns_ = 0, rows_ = 0;
-  int64_t cell_ = 0, y_row_ = 0;
+  int64_t cell_ = 0, y_row_ = 0, panel_width_ = 0;
+  Real* c_ = nullptr;  // sums of the box
+  int64_t c_row_ = 0;  // their rows
   Lines ahead_[2];
   LineList<768, most_steps> lines_;
+  int taps_here_ = 0;  // that join the place at hand to the box
   Tap taps_[Plan::most_taps];
-  int64_t w_step_[2 * most_steps], dy_step_[most_steps];
+  int64_t w_step_[2 * most_steps], dy_step_[most_steps], panel_step_[most_steps];
   alignas(64) Real sums_[Plan::sums_reals];
   alignas(64) Real staged_[Plan::stage_reals];
+  alignas(64) Real panel_[Plan::panel_reals];
   alignas(64) Real tile_[Plan::tile_reals + L::count] = {};
 };
 

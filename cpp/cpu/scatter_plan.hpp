@@ -16,12 +16,23 @@ struct ScatterPlan {
   using L = Lanes<Real>;
   static constexpr bool plain = sizeof(T) == sizeof(Real);
   static constexpr int64_t line = 64 / sizeof(Real);
-  static constexpr int64_t sums_reals = 104 * 1024 / sizeof(Real);
+  static constexpr int64_t sums_reals = 88 * 1024 / sizeof(Real);
   static constexpr int64_t tile_reals = 24 * 1024 / sizeof(Real);
   static constexpr int64_t stage_reals = 36 * 1024 / sizeof(Real);
-  static constexpr int most_taps = 512, most_steps = 64;
+  static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
+  static constexpr int most_steps = panel_reals / L::count < 256 ? panel_reals / L::count : 256;
+  static constexpr int most_taps = 512;
 
-  bool over_samples = false;  // lanes; else over columns and taps
+  enum class Over {
+    samples,  // weights are broadcast
+    columns,  // of one tap after the other, read in place or from a panel
+    joint,  // columns and taps as they lie in memory, read in place or from a panel
+  };
+
+  Over over = Over::joint;  // what lanes run over
+  int64_t unit = 1;  // joint: how far apart columns and taps lie in memory
+  bool packed = false;  // whether w passes through a panel, since its channels of y are innermost
+  bool direct = false;  // whether sums are kept in the result
   int64_t rows = 1;  // samples of a block
   int64_t width = 1, parts = 1;  // columns done together; how many times
   int64_t cuts[max_axes];  // boxes along each axis of pixels
@@ -33,25 +44,36 @@ struct ScatterPlan {
 
   UNSHARED_INLINE ScatterPlan(const Problem& p, const Call& call) {
     const int64_t n = greater(p.batch, 1), b = greater(1, p.out_channels);
+    const bool side_by_side = taps_lie_side_by_side(p);
     taps = taps_of(p);
-    over_samples = over_lanes_of_samples(p);
+    over = lanes_of(p);
+    packed = over != Over::samples && p.w_out_stride == 1 && !side_by_side;
+    unit = packed ? b : 1;
+    direct = over == Over::columns && keeps_sums(p);
+    const bool whole = over == Over::joint && !side_by_side && !packed;  // columns in between
     const auto cut = [&](int64_t most_width) {
       width = even(p.in_channels, most_width);
       parts = greater(1, ceil_div(p.in_channels, width));
-      const int64_t cells = greater(1, sums_reals / (rows * padded<Real>(width)));
+      const int64_t cells =
+          direct ? pixels(p) : greater(1, sums_reals / (rows * padded<Real>(width)));
       cut_boxes(p, call.threads == 1 ? cells : lesser(cells, greater(1, pixels(p) * parts / 64)));
     };
-    if (over_samples) {
-      const int64_t most = taps <= line ? line : line / 2;
+    if (over == Over::samples) {
+      const int64_t most = taps <= line || !side_by_side ? line : line / 2;
       const int64_t wide = greater(2, line / even(p.in_channels, most));  // tiles of some 16 sums
       rows = even(ceil_div(n, L::count), lesser(most_vectors, wide)) * L::count;
       cut(most);
     } else {
-      rows = even(n, lesser(32, tile_reals / spaced<Real>(taps)));
+      const int64_t joint = over == Over::columns ? 1 : taps * (whole ? p.in_channels : 1);
+      rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint))));
       // Wide parts are long runs in memory, narrow ones larger boxes.
-      int64_t best = 1;
+      const int64_t widest = whole                   ? p.in_channels
+                             : direct                ? p.in_channels
+                             : over == Over::columns ? most_vectors * L::count
+                                                     : (tile_reals / rows - 2 * line) / taps;
+      int64_t best = greater(1, widest);
       double least = 0;
-      for (int64_t most = greater(1, (tile_reals / rows - 2 * line) / taps); most > 0; most /= 2) {
+      for (int64_t most = best; most > 0 && !((whole || direct) && least > 0); most /= 2) {
         cut(most);
         const double cost =
             reached * (1 + 512.0 / static_cast<double>(width * taps * int64_t{sizeof(T)}));
@@ -61,18 +83,42 @@ struct ScatterPlan {
       }
       cut(best);
     }
-    const int64_t most = (over_samples ? 24 : 96) * 1024 / int64_t{sizeof(T)} / (taps * width);
-    steps = even(b, lesser(greater(over_samples ? 4 : 8, most), most_steps));
-    const int64_t room_of_row = stage_reals / rows - (over_samples ? 0 : 2 * line);
+    const bool lines_stay = over == Over::samples && side_by_side;
+    const int64_t most = packed                                     ? most_steps
+                         : over == Over::samples && !side_by_side ? 64
+                             : (over == Over::samples ? 24 : 96) * 1024 / int64_t{sizeof(T)} /
+                                   (taps * width);
+    steps = even(b, lesser(greater(lines_stay ? 4 : 8, most), packed ? most_steps : 64));
+    const int64_t room_of_row = stage_reals / rows - (over == Over::samples ? 0 : 2 * line);
     channels = lesser(b, greater(steps, room_of_row / steps * steps));
     places = channels < b ? 1 : lesser(line, greater(1, stage_reals / (rows * spaced<Real>(b))));
   }
 
-  static UNSHARED_INLINE bool over_lanes_of_samples(const Problem& p) {
-    return plain && p.batch > L::count / 2;
+  // Whether the result is laid out as sums are, with lanes over columns.
+  static UNSHARED_INLINE bool keeps_sums(const Problem& p) {
+    return plain && p.x_channel_stride == 1 && p.in_channels % L::count == 0;
+  }
+  static UNSHARED_INLINE Over lanes_of(const Problem& p) {
+    if (plain && p.batch > L::count / 2) return Over::samples;
+    if (taps_lie_side_by_side(p)) return Over::joint;
+    const bool filled = 2 * p.in_channels >= padded<Real>(p.in_channels);
+    const bool dense = p.w_out_stride == 1 ? taps_lie_side_by_side(p, p.out_channels)
+                                           : columns_lie_between_taps(p);
+    return filled || !dense ? Over::columns : Over::joint;
   }
 
  private:
+  // Whether w is laid out as [...][taps][input channels], all of one place and channel of y side by
+  // side, and few enough for a row of the tile.
+  static UNSHARED_INLINE bool columns_lie_between_taps(const Problem& p) {
+    int64_t joint = p.in_channels;
+    if (p.w_in_stride != 1) return false;
+    for (int s = p.axis_count - 1; s >= 0; --s) {
+      if (p.axes[s].kernel != 1 && p.axes[s].w_tap_stride != joint) return false;
+      joint *= p.axes[s].kernel;
+    }
+    return joint + 2 * line <= tile_reals;
+  }
   // At most `most` of `all` at a time, in parts of like size.
   static UNSHARED_INLINE int64_t even(int64_t all, int64_t most) {
     return ceil_div(greater(all, 1), ceil_div(greater(all, 1), most));
