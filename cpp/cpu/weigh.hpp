@@ -2,8 +2,8 @@
 //
 // A strip of neighbouring places along the last axis reads a window of x and its places of dy; both
 // are staged as panels, for each pixel samples by channels, whatever their memory order. The rows
-// of the window stay while the strip moves on along the axis before. For each place and tap, rows
-// and columns of a product are the channels of x and dy, or of dy and x, its steps the samples.
+// of the window stay while the strip moves on along the axis before; where they do not all find room,
+// a row at a time is staged, or the pixels of one tap. For each place and tap, rows and columns of a product are the channels of x and dy, or of dy and x, its steps the samples.
 // Accumulator: float32 for half types, else the element type. Order: n ascending. Deterministic:
 // each dw[o, k, a, b] is one chain of one worker. Taps in padding get an empty chain.
 #pragma once
@@ -157,10 +157,22 @@ class Weigh {
              next->unit * p.axes[z_].x_stride);
     }
     feed_x_ = feed_end_;
-    const int64_t begin = block(p.out_channels, next->y_parts.begin, plan_.y_parts).begin,
-                  end = block(p.out_channels, next->y_parts.end - 1, plan_.y_parts).end;
-    list(static_cast<const T*>(call_.second) + y_of(*next) + begin * p.y_channel_stride,
-         end - begin, p.y_channel_stride, next->places, p.axes[z_].y_stride);
+    list_places(*next);
+  }
+  UNSHARED_INLINE void list_places(const Strip& s) {
+    const int64_t begin = block(p.out_channels, s.y_parts.begin, plan_.y_parts).begin,
+                  end = block(p.out_channels, s.y_parts.end - 1, plan_.y_parts).end;
+    list(static_cast<const T*>(call_.second) + y_of(s) + begin * p.y_channel_stride, end - begin,
+         p.y_channel_stride, s.places, p.axes[z_].y_stride);
+  }
+  // The same of a row by itself, and of the places where it is the first.
+  UNSHARED_INLINE void feed_row(const Strip* s, int64_t q) {
+    fed_ = feed_x_ = feed_end_ = 0;
+    if (s == nullptr || q >= s->taps) return;
+    list(static_cast<const T*>(call_.first) + tap_row(*s, q).x, s->x.count(), p.x_channel_stride,
+         s->window, s->unit * p.axes[z_].x_stride);
+    feed_x_ = feed_end_;
+    if (q == 0) list_places(*s);
   }
   UNSHARED_INLINE int64_t w_of(const Strip& s) const {
     int64_t w = s.begin * p.axes[z_].w_place_stride;
@@ -197,11 +209,35 @@ class Weigh {
     if (!call_.accumulate)
       for (int64_t j = 0; j < here_.places; ++j)
         if (here_.taps == 0 || !inside(j)) clear_padding(result + j * last.w_place_stride, j);
-    stage_window();
-    feed(next, entering);
+    k_ = {0, last.kernel};
+    if (plan_.kept == Kept::window) {
+      q_ = {0, here_.taps};
+      stage_window();
+      feed(next, entering);
+      return all_places(result, y, next, true);
+    }
+    for (int64_t q = 0; q < here_.taps; ++q) {
+      q_ = {q, q + 1};
+      if (plan_.kept == Kept::row) {
+        stage_row(q, 0, here_.window);
+        feed_row(q + 1 < here_.taps ? &here_ : next, q + 1 < here_.taps ? q + 1 : 0);
+        all_places(result, y, next, q == 0);
+      } else {
+        for (int64_t k = 0; k < here_.at[0].count; ++k) {
+          k_ = {k, k + 1};
+          stage_row(q, k, 1);
+          all_places(result, y, next, q == 0 && k == 0);
+        }
+      }
+    }
+  }
+
+  // All places and channels of y, for the taps at hand; `first`: for the first of them.
+  UNSHARED_INLINE void all_places(T* result, const T* y, const Strip* next, bool first) {
+    const Axis& last = p.axes[z_];
     for (int64_t part = here_.y_parts.begin; part < here_.y_parts.end; ++part) {
       y_ = block(p.out_channels, part, plan_.y_parts);
-      stage_places(y);
+      if (first || here_.y_parts.count() > 1) stage_places(y);
       for (int64_t j = 0; j < here_.places; ++j) {
         T* const place = result + j * last.w_place_stride;
         out_ahead_ = j + 1 < here_.places ? last.w_place_stride
@@ -220,20 +256,30 @@ class Weigh {
 
   // The rows of the window, as far as they do not stand there already.
   UNSHARED_INLINE void stage_window() {
-    const int64_t pixel = p.batch * plan_.x_block;
     for (int64_t q = 0; q < here_.taps; ++q) {
       const TapRow row = tap_row(here_, q);
       w_[q] = row.w;
-      slot_[q] = row.slot * plan_.window * pixel;
+      slot_[q] = row.slot * plan_.window * p.batch * plan_.x_block;
       if (staged_[row.slot] == row.row) continue;
       staged_[row.slot] = row.row;
-      Box box;
-      box.add(p.batch, p.x_batch_stride, plan_.x_block);
-      box.add(here_.window, here_.unit * p.axes[z_].x_stride, pixel);
-      box.lanes = here_.x.count();
-      box.lane_memory = p.x_channel_stride;
-      stage(box, static_cast<const T*>(call_.first) + row.x, arena_ + slot_[q]);
+      stage_pixels(row, 0, here_.window, arena_ + slot_[q]);
     }
+  }
+  // Some pixels of a row, by themselves.
+  UNSHARED_INLINE void stage_row(int64_t q, int64_t first, int64_t count) {
+    const TapRow row = tap_row(here_, q);
+    w_[q] = row.w;
+    slot_[q] = 0;
+    stage_pixels(row, first, count, arena_);
+  }
+  UNSHARED_INLINE void stage_pixels(const TapRow& row, int64_t first, int64_t count, Real* to) {
+    const int64_t step = here_.unit * p.axes[z_].x_stride;
+    Box box;
+    box.add(p.batch, p.x_batch_stride, plan_.x_block);
+    box.add(count, step, p.batch * plan_.x_block);
+    box.lanes = here_.x.count();
+    box.lane_memory = p.x_channel_stride;
+    stage(box, static_cast<const T*>(call_.first) + row.x + first * step, to);
   }
 
   UNSHARED_INLINE void stage_places(const T* y) {
@@ -245,7 +291,7 @@ class Weigh {
     stage(box, y + y_.begin * p.y_channel_stride, arena_ + plan_.window_reals);
   }
 
-  // One place, all taps of the rows staged, one block of channels each.
+  // One place, all taps staged, one block of channels each.
   UNSHARED_INLINE void weigh(T* result, int64_t j) {
     const Axis& last = p.axes[z_];
     const Reach& reach = here_.at[j];
@@ -257,6 +303,7 @@ class Weigh {
     result += rows.begin * w_row + columns.begin * w_column + reach.tap * last.w_tap_stride;
 
     const int64_t pixel = p.batch * plan_.x_block, step = partner_step_[z_] / here_.unit * pixel;
+    const Range taps{k_.begin, lesser(k_.end, reach.count)};
     const Real* const x = arena_ + (reach.partner - here_.low) / here_.unit * pixel;
     const Real* const y = arena_ + plan_.window_reals + j * p.batch * plan_.y_block;
     Weighed<Real> t{};
@@ -273,16 +320,17 @@ class Weigh {
         // Rows of x that share a line, so that all taps of the place find them in a cache.
         for (int64_t row = 0; row < rows.count(); row += L::count) {
           const int64_t height = lesser(L::count, rows.count() - row);
-          for (int64_t q = 0; q < here_.taps; ++q)
-            for (int64_t k = 0; k < reach.count; ++k) {
-              const Real* const at = x + slot_[q] + k * step;
+          for (int64_t q = q_.begin; q < q_.end; ++q)
+            for (int64_t k = taps.begin; k < taps.end; ++k) {
+              const Real* const at = x + slot_[q] + (k - taps.begin) * step;
               t.a = (over ? y : at) + row;
               t.b = over ? at : y;
               t.c = result + row * w_row + w_[q] + k * w_tap;
-              const Real* const next = k + 1 < reach.count ? t.c + w_tap
-                                       : q + 1 < here_.taps
-                                           ? t.c + w_[q + 1] - w_[q] - k * w_tap
-                                           : t.c + L::count * w_row + w_[0] - w_[q] - k * w_tap;
+              const Real* const next =
+                  k + 1 < taps.end ? t.c + w_tap
+                  : q + 1 < q_.end ? t.c + w_[q + 1] - w_[q] - (k - taps.begin) * w_tap
+                                   : t.c + L::count * w_row + w_[q_.begin] - w_[q] -
+                                         (k - taps.begin) * w_tap;
               multiply(t, height, columns.count(), next);
             }
         }
@@ -290,9 +338,9 @@ class Weigh {
       }
 
     // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room.
-    const int64_t tap_counts[] = {here_.taps * reach.count, reach.count, 1};
+    const int64_t tap_counts[] = {here_.taps * taps.count(), taps.count(), 1};
     int64_t high = 0, wide = 0;
-    int level = 0;
+    int level = q_.count() == here_.taps ? 0 : 1;
     for (bool found = false; !found; level += !found)
       for (const int64_t width : {padded<Real>(columns.count()), int64_t{L::count}}) {
         if (found) continue;
@@ -301,11 +349,11 @@ class Weigh {
         found = high >= lesser(rows.count(), 8);
       }
     high = ceil_div(rows.count(), ceil_div(rows.count(), high));
-    const int64_t q_unit = level == 0 ? here_.taps : 1, k_unit = level == 2 ? 1 : reach.count;
+    const int64_t q_unit = level == 0 ? here_.taps : 1, k_unit = level == 2 ? 1 : taps.count();
     Real* const sums = arena_ + arena_reals - sums_reals;
     t.out_row = 0;
-    for (int64_t q = 0; q < here_.taps; q += q_unit)
-      for (int64_t k = 0; k < reach.count; k += k_unit)
+    for (int64_t q = q_.begin; q < q_.end; q += q_unit)
+      for (int64_t k = taps.begin; k < taps.end; k += k_unit)
         for (int64_t column = 0; column < columns.count(); column += wide)
           for (int64_t row = 0; row < rows.count(); row += high) {
             const int64_t height = lesser(high, rows.count() - row);
@@ -342,7 +390,7 @@ class Weigh {
             int64_t c = 0, at[max_axes] = {};
             for (int64_t r = q; r < q + q_unit; ++r) {
               for (int64_t h = k; h < k + k_unit; ++h) {
-                const Real* const pixels = x + slot_[r] + h * step;
+                const Real* const pixels = x + slot_[r] + (h - taps.begin) * step;
                 t.a = (over ? y : pixels) + row;
                 t.b = (over ? pixels : y) + column;
                 t.c = sums + c + (h - k) * loop[z_].second;
@@ -431,6 +479,7 @@ class Weigh {
   int64_t tap_step_[max_axes], partner_step_[max_axes];
   Strip here_;
   Range y_;
+  Range q_, k_;  // taps at hand: rows of the window, and along the last axis
   int64_t out_ahead_;
   int64_t staged_[most_tap_rows], slot_[most_tap_rows], w_[most_tap_rows];
   const char* idle_;
@@ -445,9 +494,11 @@ const char* weigh_declines(const Problem& p) noexcept {
     return "complex products take two steps each";
   } else {
     if (p.batch == 0) return "there are no samples to stage";
-    if (WeighPlan<T>(p).strips == 0)
-      return "what a place sees of all samples is too large to be staged";
-    if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8)
+    const WeighPlan<T> plan(p);
+    if (plan.strips == 0) return "what a place sees of all samples is too large to be staged";
+    if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8 ||
+        (plan.kept != Kept::window && 2 * p.in_channels < plan.x_block * plan.x_parts) ||
+        (plan.kept == Kept::tap && plan.x_parts * plan.y_parts > 2))
       return "what is staged would be used too few times";
     return nullptr;
   }

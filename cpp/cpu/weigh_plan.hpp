@@ -11,8 +11,13 @@
 namespace unshared {
 namespace {
 
+// What of x stands in scratch at a time, for all samples: what a strip of places sees, where rows that
+// the next strip sees too stay; or a row of it; or, for a place alone, what one tap sees.
+enum class Kept { window, row, tap };
+
 // How a problem is cut.
 struct Weighing {
+  Kept kept = Kept::window;
   bool over_input = false;  // columns are input channels, rows output channels; else the other way
   bool direct = false;  // sums are kept in dw itself
   int64_t x_block = 0, x_parts = 0, y_block = 0, y_parts = 0;  // channels staged together
@@ -82,25 +87,28 @@ struct WeighPlan : Weighing {
       w.x_block = ceil_div(x_vectors, w.x_parts) * L::count;
       w.y_block = ceil_div(y_vectors, w.y_parts) * L::count;
       const int64_t pixel = lesser(samples * w.x_block, max_extent);
-      w.window = window_of(last, false, places);
-      w.window_reals = rows * lesser(w.window * pixel, max_extent);
+      w.window = w.kept == Kept::tap ? 1 : window_of(last, false, places);
+      w.window_reals = (w.kept == Kept::window ? rows : 1) * lesser(w.window * pixel, max_extent);
       return w.window_reals + places * samples * w.y_block <= room;
     };
     // Vectors of channels staged together, and places: what takes the least time for each place.
     Weighing best;
     double least = 0;
-    for (int64_t x_wide = widest; x_wide > 0; --x_wide)
-      for (int64_t y_wide = widest; y_wide > 0; --y_wide) {
-        w.x_parts = ceil_div(x_vectors, x_wide);
-        w.y_parts = ceil_div(y_vectors, y_wide);
-        if (!fits(1)) continue;
-        w.strips = greater(1, ceil_div(last.output, longest_strip));
-        while (!fits(greater(1, ceil_div(last.output, w.strips)))) ++w.strips;
-        const double cost = cost_of(p, w);
-        if (least > 0 && cost >= least) continue;
-        least = cost;
-        best = w;
-      }
+    for (const Kept kept : {Kept::window, Kept::row, Kept::tap})
+      for (int64_t x_wide = widest; x_wide > 0; --x_wide)
+        for (int64_t y_wide = widest; y_wide > 0; --y_wide) {
+          w.kept = kept;
+          w.x_parts = ceil_div(x_vectors, x_wide);
+          w.y_parts = ceil_div(y_vectors, y_wide);
+          if (!fits(1)) continue;
+          w.strips = kept == Kept::tap ? last.output
+                                       : greater(1, ceil_div(last.output, longest_strip));
+          while (!fits(greater(1, ceil_div(last.output, w.strips)))) ++w.strips;
+          const double cost = cost_of(p, w);
+          if (least > 0 && cost >= least) continue;
+          least = cost;
+          best = w;
+        }
     return best;
   }
   // About how many cycles a place takes for each sample, beyond multiplications.
@@ -113,15 +121,18 @@ struct WeighPlan : Weighing {
       return plain && 2 * pixels <= L::count ? 3 * int64_t{L::count}
                                              : 6 * ceil_div(pixels, L::count) * L::count;
     };
-    int64_t fresh = taps_of(p) / last.kernel;  // rows of the window
-    if (p.axis_count > 1) {
+    const int64_t rows = taps_of(p) / last.kernel;  // of the window
+    int64_t fresh = rows;
+    if (w.kept == Kept::window && p.axis_count > 1) {
       const Axis& axis = p.axes[p.axis_count - 2];
       fresh = fresh / axis.kernel * lesser(axis.kernel, axis.stride);
     }
+    if (w.kept == Kept::tap) fresh *= last.kernel;
+    const int64_t again = w.y_parts == 1 || w.kept == Kept::window ? 1 : fresh;
     const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts *
                       w.x_block,
-                  y = staging(places, p.y_channel_stride, last.y_stride) * w.x_parts * w.y_parts *
-                      w.y_block;
+                  y = staging(places, p.y_channel_stride, last.y_stride) * again * w.x_parts *
+                      w.y_parts * w.y_block;
     const int64_t tile_rows = w.over_input ? w.y_block : w.x_block,
                   tile_columns = (w.over_input ? w.x_block : w.y_block) / L::count,
                   wide = lesser(tile_columns, weighed_vectors);
