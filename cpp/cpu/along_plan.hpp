@@ -46,7 +46,7 @@ struct AlongPlan {
   const char* reason = nullptr;  // why not
 
   explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
-    if (2 * columns() > lanes) {
+    if (2 * columns() > lanes && !thin()) {
       reason = "there are channels enough to fill lanes with";
       return;
     }
@@ -103,6 +103,16 @@ struct AlongPlan {
     return face == Face::forward      ? p.out_channels
            : face == Face::grad_input ? p.in_channels
                                       : greater(p.in_channels, p.out_channels);
+  }
+  // Whether lanes over channels would spend their time on bringing them side by side: for a few
+  // multiplications with each element, and channels that do not lie so.
+  UNSHARED_INLINE bool thin() const {
+    constexpr int64_t few = 8;
+    const int64_t side = face == Face::forward      ? p.in_channels
+                         : face == Face::grad_input ? p.out_channels
+                                                    : lesser(p.in_channels, p.out_channels);
+    const int64_t channel = face == Face::forward ? p.y_channel_stride : p.x_channel_stride;
+    return side * taps_of(p) < few && (face == Face::grad_weight || channel != 1);
   }
   UNSHARED_INLINE int group_axis() const { return p.mapped ? 1 : 0; }
   UNSHARED_INLINE int64_t others() const {  // taps along the other axes
@@ -207,19 +217,20 @@ struct AlongPlan {
 };
 
 // Where lanes over samples (gather.hpp) were measured faster: channels that are summed over and lie
-// side by side, or places that do not fill lanes.
+// side by side, places that do not fill lanes, or enough multiplications for each element staged.
 template <class T, Face face>
 UNSHARED_INLINE bool many_samples(const Problem& p) {
   using Real = typename Scalar<T>::Real;
   constexpr bool forward = face == Face::forward;
   const Axis& last = p.axes[p.axis_count - 1];
-  const int64_t summed = forward ? p.in_channels : p.out_channels;
-  int64_t terms = summed;
-  for (int s = 0; s < p.axis_count; ++s) terms = lesser(terms * p.axes[s].kernel, max_extent);
+  const int64_t summed = forward ? p.in_channels : p.out_channels,
+                columns = forward ? p.out_channels : p.in_channels;
+  const int64_t terms = lesser(summed * taps_of(p), max_extent);
   return face != Face::grad_weight && sizeof(T) == sizeof(Real) && p.batch >= Lanes<Real>::count &&
          summed > 1 && terms >= Lanes<Real>::count &&
          ((forward ? p.x_channel_stride : p.y_channel_stride) == 1 || last.stride != 1 ||
-          (forward ? last.output : last.input) < Lanes<Real>::count);
+          (forward ? last.output : last.input) < Lanes<Real>::count ||
+          (columns >= 4 && terms >= 2 * Lanes<Real>::count));
 }
 
 template <class T, Face face>
