@@ -159,6 +159,9 @@ class Gather : GatherCell<T, face> {
         for (int64_t i = 0; i < across_.count; ++i) {
           T* const to = result + n * g.result_batch + i * result_across;
           if (!plan_.direct && call_.accumulate && first) move_sums<true>(sums, to);
+          if (!plan_.direct && !more && plan_.fetches)
+            ahead_[Base::of_result] =
+                result_lines_.of(sums.box, reinterpret_cast<const Memory*>(to));
           for (int64_t j = 0; j < along_.count; ++j) {
             Real* const c = plan_.direct ? reinterpret_cast<Real*>(to + j * result_along)
                                          : sums_ + j * sums.cell;
@@ -283,7 +286,7 @@ class Gather : GatherCell<T, face> {
     }
     const auto* memory = reinterpret_cast<const Memory*>(from);
     stage(box, memory, stage_);
-    if (plan_.fetches) ahead_[0] = lines_.of(box, memory + next * reals);
+    if (plan_.fetches) ahead_[Base::of_small] = lines_.of(box, memory + next * reals);
     for (int d = 0; d < nest.depth; ++d) nest.loop[d].first = strides[d];
     return row;
   }
@@ -293,6 +296,7 @@ class Gather : GatherCell<T, face> {
   Line along_, across_;
   const T* last_ = nullptr;  // what the strip before read
   LineList<1024, table_steps * reals> lines_;
+  LineList<768, table_steps * reals> result_lines_;
   alignas(64) Real sums_[Plan::sums_reals + L::count];
 };
 

@@ -123,7 +123,8 @@ class GatherCell {
   const Call& call_;
   const Plan& plan_;
   int64_t rows_ = 0, columns_ = 0;  // of the block at hand
-  Lines ahead_[2];  // of the small tensor, and of w: what will be read next
+  enum { of_small, of_result, of_w };
+  Lines ahead_[3];  // what will be read or written next
   alignas(64) Real stage_[scratch_reals + 2 * L::count];
   Real* panel_ = stage_;  // behind what is staged
 
@@ -142,7 +143,7 @@ class GatherCell {
       box.add(nest.loop[d].count, nest.loop[d].second, nest.loop[d].second);
     box.lanes = count;
     box.lane_memory = g.w_column;
-    ahead_[1] = w_lines_.of(box, next);
+    ahead_[of_w] = w_lines_.of(box, next);
   }
 
   // The offsets of a nest's steps in the small tensor and in w; kept while the nest is the same.

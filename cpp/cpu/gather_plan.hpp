@@ -24,7 +24,7 @@ struct GatherPlan {
   // Scratch: what is staged, and behind it a panel, which should stay in a first-level cache if it
   // is used by more than one tile; and sums.
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
-  static constexpr int64_t scratch_reals = 104 * 1024 / sizeof(Real);
+  static constexpr int64_t scratch_reals = 98 * 1024 / sizeof(Real);
   static constexpr int64_t stage_reals = scratch_reals - panel_reals;
   static constexpr int64_t sums_reals = 32 * 1024 / sizeof(Real);
 
@@ -142,12 +142,13 @@ struct GatherPlan {
         const auto copies =
             static_cast<double>(times * n * (window / run) * (ceil_div(run, L::count) + 2)) *
             per_cell;
+        const double lines = sums_stay ? 0 : static_cast<double>(n * lines_of_result(w, h)) * per_cell;
         const double again = strip * w_bytes <= second_cache || blocks == 1 ? 1
                              : strip * w_bytes <= third_cache               ? 6
                                                                             : 16;
         const double weights = weights_cost(samples, block) +
                                (samples ? 0 : again * static_cast<double>(terms * vectors));
-        const double cost = work + copies * (samples ? 12 : 14) +
+        const double cost = work + copies * (samples ? 12 : 14) + lines * 5 +
                             static_cast<double>(blocks) * (weights + 200 * per_cell);
         if (best.cost == 0 || cost < best.cost) best = {cost, true, block, across, down};
         if (!fetches) break;  // what is small takes no longer than to look for better
@@ -207,6 +208,13 @@ struct GatherPlan {
       if (here != (by_input ? axis.output : axis.input)) break;
     }
     return greater(run, 1);
+  }
+
+  // How many lines of the result a strip writes for each sample, about, if channels lie apart.
+  UNSHARED_INLINE int64_t lines_of_result(int64_t w, int64_t h) const {
+    if (g.result_channel == 1) return 0;
+    const bool runs = p.axes[z].*g.result_stride == 1;
+    return g.columns * h * (runs ? ceil_div(w * reals, line) + 1 : w);
   }
 
   const Problem& p;

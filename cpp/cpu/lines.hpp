@@ -19,9 +19,10 @@ int64_t lines_of(Box box, std::int32_t* lines, int64_t most) {
   int depth = 0;
   int64_t run = 1;
   const auto add = [&](int64_t count, int64_t stride) {
+    if (count == 1) return;
     if (stride == 1)
       run = count;
-    else if (count > 1)
+    else
       loop[depth++] = {count, stride, 0};
   };
   for (int d = 0; d < box.depth; ++d) add(box.loop[d].count, box.loop[d].memory);

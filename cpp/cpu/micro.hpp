@@ -137,11 +137,11 @@ struct MicroTiles {
 };
 
 // Any number of rows of `vectors` (1 to most_vectors) vectors, split evenly into tiles. Of a stream only
-// the first tile fetches ahead: the others find b in a cache. Tiles of a panel fetch from the lists,
-// or, if those are done, the rows of the next tile, whose lines `near` tells.
-template <bool stream, class T>
+// the first tile fetches ahead: the others find b in a cache. Tiles of a panel fetch from the lists, the
+// last one first, or, if those are done, the rows of the next tile, whose lines `near` tells.
+template <bool stream, class T, int lists>
 UNSHARED_INLINE void micro_rows(Micro<T> t, std::int64_t rows, std::int64_t vectors,
-                                Lines (&lines)[2], const std::int32_t* near) {
+                                Lines (&lines)[lists], const std::int32_t* near) {
   constexpr bool whole = std::is_same_v<T, typename Micro<T>::Real>;
   const bool first_only = whole && t.last == Lanes<typename Micro<T>::Real>::count;
   const auto run = [&]<int V>(std::integral_constant<int, V>) __attribute__((always_inline)) {
@@ -151,7 +151,9 @@ UNSHARED_INLINE void micro_rows(Micro<T> t, std::int64_t rows, std::int64_t vect
       if (stream && (row == 0 || !first_only)) {
         MicroTiles<T, Reads::stream, V>::All::of_rows[height - 1](t);
       } else if constexpr (whole) {
-        Lines& list = lines[lines[1].count > 0];
+        int at = lists - 1;
+        while (at > 0 && lines[at].count <= 0) --at;
+        Lines& list = lines[at];
         if (list.count > 0) {
           t.fetched = list;
           list.at += t.steps;

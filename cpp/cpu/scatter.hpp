@@ -39,10 +39,13 @@ const char* scatter_declines(const Problem& p) noexcept {
   if (const char* why = scatter_unable<T>(p)) return why;
   const auto over = Plan::lanes_of(p);
   // What a place adds to a pixel must be worth bringing its sums.
-  if (p.out_channels < (over == Plan::Over::samples ? 12 : 4))
+  const bool side_by_side = taps_lie_side_by_side(p), inward = p.w_out_stride == 1;
+  if (p.out_channels < (over == Plan::Over::samples    ? 12
+                        : side_by_side || inward ? 4
+                                                 : 8))
     return "few channels of dy: the weights of several places stay in a cache";
-  if (taps_lie_side_by_side(p)) return nullptr;
-  const bool few = 2 * p.in_channels <= lanes, inward = p.w_out_stride == 1;
+  if (side_by_side) return nullptr;
+  const bool few = 2 * p.in_channels <= lanes;
   // Many samples make up for what it takes to bring a pixel's weights from all its places.
   const char* const again = "many samples use a pixel's weights again";
   if (over == Plan::Over::samples) {
@@ -69,6 +72,9 @@ class Scatter {
   UNSHARED_INLINE Scatter(const Problem& problem, const Call& call, const Plan& plan)
       : p(problem), call_(call), plan_(plan), z_(problem.axis_count - 1) {
     for (int s = 0; s <= z_; ++s) spacing_[s] = spacing_of(p.axes[s], false);
+    if (plan.over == Over::joint)
+      for (int64_t j = 0; j < Plan::tile_reals + L::count; j += L::count)
+        L::store(tile_ + j, L::zero());
     cell_ = (over_samples() ? plan.width : plan.rows) * lanes();
     for (int64_t t = 0; t < most_steps; ++t) {
       w_step_[t] = t * p.w_out_stride;
@@ -371,10 +377,10 @@ class Scatter {
   int taps_here_ = 0;  // that join the place at hand to the box
   Tap taps_[Plan::most_taps];
   int64_t w_step_[2 * most_steps], dy_step_[most_steps], panel_step_[most_steps];
-  alignas(64) Real sums_[Plan::sums_reals];
+  Real* const tile_ = sums_ + plan_.sums_reals();
+  Real* const panel_ = sums_ + Plan::arena_reals - Plan::panel_reals;
+  alignas(64) Real sums_[Plan::arena_reals];
   alignas(64) Real staged_[Plan::stage_reals];
-  alignas(64) Real panel_[Plan::panel_reals];
-  alignas(64) Real tile_[Plan::tile_reals + L::count] = {};
 };
 
 static_assert(sizeof(Scatter<float>) <= most_scratch && sizeof(Scatter<double>) <= most_scratch);

@@ -16,7 +16,8 @@ struct ScatterPlan {
   using L = Lanes<Real>;
   static constexpr bool plain = sizeof(T) == sizeof(Real);
   static constexpr int64_t line = 64 / sizeof(Real);
-  static constexpr int64_t sums_reals = 88 * 1024 / sizeof(Real);
+  // Scratch: of sums, behind them a tile of joint lanes and a panel, if there are such; and of dy.
+  static constexpr int64_t arena_reals = 128 * 1024 / sizeof(Real);
   static constexpr int64_t tile_reals = 24 * 1024 / sizeof(Real);
   static constexpr int64_t stage_reals = 36 * 1024 / sizeof(Real);
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
@@ -54,8 +55,8 @@ struct ScatterPlan {
     const auto cut = [&](int64_t most_width) {
       width = even(p.in_channels, most_width);
       parts = greater(1, ceil_div(p.in_channels, width));
-      const int64_t cells =
-          direct ? pixels(p) : greater(1, sums_reals / (rows * padded<Real>(width)));
+      const int64_t cell = rows * (over == Over::samples ? width : padded<Real>(width));
+      const int64_t cells = direct ? pixels(p) : greater(1, sums_reals() / cell);
       cut_boxes(p, call.threads == 1 ? cells : lesser(cells, greater(1, pixels(p) * parts / 64)));
     };
     if (over == Over::samples) {
@@ -105,6 +106,12 @@ struct ScatterPlan {
     const bool dense = p.w_out_stride == 1 ? taps_lie_side_by_side(p, p.out_channels)
                                            : columns_lie_between_taps(p);
     return filled || !dense ? Over::columns : Over::joint;
+  }
+
+  // Room for sums.
+  UNSHARED_INLINE int64_t sums_reals() const {
+    return arena_reals - (over == Over::joint ? tile_reals + L::count : 0) -
+           (packed ? panel_reals : 0);
   }
 
  private:
