@@ -141,10 +141,15 @@ class Gather : GatherCell<T, face> {
       const int64_t next =
           n + plan_.rows < p.batch ? plan_.rows * g.small_batch : ahead - n * g.small_batch;
       const Sums sums = sums_of(along_.count, result_along);
-      // A cell by itself may read more than there is room for: it is staged in pieces of its chain.
+      // A cell by itself may read more than there is room for: it is staged in pieces of its chain. A
+      // strip is staged some channels at a time.
       const int64_t room = Plan::stage_reals / plan_.rows;  // of a sample
-      Pieces pieces(
-          nest, cells > 1 || !plan_.staged ? nest.total() : greater(1, (room - 2 * line) / reals));
+      int64_t piece = nest.total();
+      if (!by_input && plan_.summed < g.summed)
+        piece = piece / g.summed * plan_.summed;
+      else if (cells == 1 && plan_.staged)
+        piece = greater(1, (room - 2 * line) / reals);
+      Pieces pieces(nest, piece);
       bool from_zero = !call_.accumulate, first = true;
       do {
         Nest staged = pieces.part;
@@ -152,7 +157,9 @@ class Gather : GatherCell<T, face> {
         const T* const from_small = small + n * g.small_batch + pieces.first;
         if (!empty) pieces.next();
         const bool more = pieces.more();
-        const int64_t w_next = (more ? pieces.second : last.w_place_stride) - w_piece;
+        const int64_t w_next = more && cells == 1
+                                   ? pieces.second - w_piece
+                                   : last.w_place_stride - (cells == 1 ? w_piece : 0);
         int64_t row = g.small_batch * reals;
         if (plan_.staged && !empty) row = stage_small(staged, from_small, next);
         const Real* const base = plan_.staged ? stage_ : reinterpret_cast<const Real*>(from_small);
@@ -180,7 +187,7 @@ class Gather : GatherCell<T, face> {
                             spacing_[z - 1].partner);
             }
             if (plan_.over_samples)
-              this->over_samples(steps, a, from, c, sums.row, from_zero);
+              this->over_samples(steps, a, from, w_next, c, sums.row, from_zero, n == 0);
             else
               this->over_columns(steps, a, row, from, w_next, c, sums.row, from_zero, n == 0);
           }

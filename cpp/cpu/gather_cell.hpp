@@ -105,17 +105,27 @@ class GatherCell {
   }
 
   // Rows: the weights of columns, broadcast; vectors: samples.
-  UNSHARED_INLINE void over_samples(const Nest& nest, const Real* b, const T* w, Real* c,
-                                    int64_t c_row, bool from_zero) {
-    if constexpr (plain && reals == 1)
-      for (Pieces pieces(nest, table_steps); pieces.more(); pieces.next()) {
+  UNSHARED_INLINE void over_samples(const Nest& nest, const Real* b, const T* w, int64_t w_next,
+                                    Real* c, int64_t c_row, bool from_zero, bool fresh) {
+    if constexpr (plain && reals == 1) {
+      Pieces pieces(nest, table_steps);
+      while (pieces.more()) {
         const int64_t steps = pieces.part.total();
         tabulate(pieces.part, steps);
         const Micro<Real> t{w + pieces.second, b + pieces.first, c,        g.w_column, c_row, steps,
                             w_step_,           small_step_,      from_zero};
-        micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_, nullptr);
+        pieces.next();
+        // Of many columns each tile asks for the next one's weights; of few, if they are a run of
+        // lines, for the next cell's.
+        constexpr int64_t worth_it = 4096 / sizeof(T);
+        const bool ask = fresh && plan_.fetches, many = many_columns();
+        if (ask && !many && face == Face::forward && steps * columns_ >= worth_it)
+          fetch(pieces.part, columns_, w + (pieces.more() ? pieces.second : w_next));
+        micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_,
+                          ask && many ? near_ : nullptr);
         from_zero = false;
       }
+    }
   }
 
   const Problem& p;
@@ -129,6 +139,7 @@ class GatherCell {
   Real* panel_ = stage_;  // behind what is staged
 
  private:
+  UNSHARED_INLINE bool many_columns() const { return columns_ > 2 * most_rows(1); }
   UNSHARED_INLINE void place_steps(int64_t width, int64_t steps) {
     if (width == panel_width_ && steps <= panel_steps_) return;
     for (int64_t t = 0; t < steps; ++t) panel_step_[t] = t * width;
@@ -165,7 +176,9 @@ class GatherCell {
         at[d] = 0;
       }
     }
-    if (!plan_.staged) find_near(nest, count * reals);
+    if (plan_.over_samples && many_columns() && plan_.fetches)
+      find_near(nest, &Nest::Loop::second, g.w_column, count);
+    if (!plan_.staged) find_near(nest, &Nest::Loop::first, g.small_batch, count * reals);
   }
   // Beyond the last step follow the first ones of the next cell, to be fetched ahead.
   UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next) {
@@ -178,13 +191,13 @@ class GatherCell {
   // The lines that the rows of a tile lie in, all of one row before those of the next, where they
   // are read in place.
   UNSHARED_INLINE const std::int32_t* near_lines() const { return plan_.staged ? nullptr : near_; }
-  void find_near(const Nest& nest, int64_t steps) {
+  void find_near(const Nest& nest, int64_t Nest::Loop::* stride, int64_t row, int64_t steps) {
     Box box;
     for (int d = 0; d < nest.depth; ++d)
-      box.add(nest.loop[d].count, nest.loop[d].first * reals, nest.loop[d].first);
+      box.add(nest.loop[d].count, nest.loop[d].*stride * reals, 0);
     box.lanes = reals;
     const int64_t lines = lines_of<Real>(box, near_, steps);
-    const int64_t row = g.small_batch * int64_t{sizeof(T)};
+    row *= int64_t{sizeof(T)};
     for (int64_t s = lines; s < steps; ++s) {
       const int64_t byte = near_[s - lines] + row;
       near_[s] = byte > max_extent || byte < -max_extent ? 0 : static_cast<std::int32_t>(byte);

@@ -34,6 +34,8 @@ struct GatherPlan {
   bool fetches = false;  // whether what comes next is worth asking for
   int64_t rows = 1;  // samples of a block
   int64_t wide = 1, high = 1;  // strips: of a row of cells, and of a column of them
+  int64_t summed =
+      1;  // channels of the small tensor staged together: forward's come first in a chain
   int64_t width = 1, parts = 1;  // columns done together; how many times
   int64_t items = 0;  // strips, times parts
 
@@ -61,6 +63,7 @@ struct GatherPlan {
     rows = best.rows;
     wide = best.wide;
     high = best.high;
+    summed = best.summed;
     cut_columns();
     items = cells / (row * column) * wide * high * parts;
   }
@@ -78,6 +81,9 @@ struct GatherPlan {
   static constexpr int64_t page = 4096;  // bytes after which the sets of a first-level cache repeat
   static constexpr int64_t most_rows_packed = 128;
   static constexpr int64_t most_terms_in_place = 1536;
+
+  // Channels staged together, if not all: as many as keep to whole lines of the weights.
+  UNSHARED_INLINE int64_t least_summed() const { return g.w_summed == 1 ? 2 * line : line / 2; }
 
   // Whether sums may stay in the result, with lanes over columns.
   UNSHARED_INLINE bool keeps_sums() const {
@@ -108,7 +114,7 @@ struct GatherPlan {
   struct Cut {
     double cost = 0;
     bool staged = true;
-    int64_t rows = 1, wide = 1, high = 1;
+    int64_t rows = 1, wide = 1, high = 1, summed = 1;
   };
   UNSHARED_INLINE Cut strips(bool samples) const {
     const bool sums_stay = !samples && keeps_sums();
@@ -126,31 +132,49 @@ struct GatherPlan {
         const int64_t down = ceil_div(column, height);
         const int64_t w = ceil_div(row, across), h = ceil_div(column, down), strip = w * h;
         if (strip > most_cells && strip > 1) continue;
-        const int64_t window = greater(1, window_of_strip(w, h) * reals);
-        int64_t block = stage_reals / (samples ? window : spaced<Real>(window));
-        if (!sums_stay) block = lesser(block, sums_reals / (w * L::count));
-        if (samples) block = block / L::count * L::count;
-        if (block < 1 && strip > 1) continue;
-        if (strip == 1) block = greater(block, lesser(n, most_rows_packed));
-        block = greater(1, lesser(block, most_samples));
-        const int64_t blocks = ceil_div(n, block);
-        block = samples ? ceil_div(ceil_div(n, L::count), blocks) * L::count : ceil_div(n, blocks);
-        const int64_t run = lesser(run_of_strip(w, h), window);
-        const double per_cell = 1 / static_cast<double>(strip);
-        // What is staged for each part of the columns that sums have room for.
-        const int64_t times = sums_stay ? 1 : ceil_div(vectors * L::count * w * block, sums_reals);
-        const auto copies =
-            static_cast<double>(times * n * (window / run) * (ceil_div(run, L::count) + 2)) *
-            per_cell;
-        const double lines = sums_stay ? 0 : static_cast<double>(n * lines_of_result(w, h)) * per_cell;
-        const double again = strip * w_bytes <= second_cache || blocks == 1 ? 1
-                             : strip * w_bytes <= third_cache               ? 6
-                                                                            : 16;
-        const double weights = weights_cost(samples, block) +
-                               (samples ? 0 : again * static_cast<double>(terms * vectors));
-        const double cost = work + copies * (samples ? 12 : 14) + lines * 5 +
-                            static_cast<double>(blocks) * (weights + 200 * per_cell);
-        if (best.cost == 0 || cost < best.cost) best = {cost, true, block, across, down};
+        const auto consider = [&](int64_t summed, int64_t pieces) {
+          const int64_t window = greater(1, window_of_strip(w, h, summed) * reals);
+          int64_t block = stage_reals / (samples ? window : spaced<Real>(window));
+          if (!sums_stay) block = lesser(block, sums_reals / (w * L::count));
+          if (samples) block = block / L::count * L::count;
+          if (block < 1 && strip > 1) return true;
+          if (strip == 1) block = greater(block, lesser(n, most_rows_packed));
+          block = greater(1, lesser(block, most_samples));
+          const int64_t blocks = ceil_div(n, block);
+          block =
+              samples ? ceil_div(ceil_div(n, L::count), blocks) * L::count : ceil_div(n, blocks);
+          const int64_t run = lesser(run_of_strip(w, h, summed), window);
+          const double per_cell = 1 / static_cast<double>(strip);
+          // What is staged for each part of the columns that sums have room for.
+          const int64_t times =
+              sums_stay ? 1 : ceil_div(vectors * L::count * w * block, sums_reals);
+          if (pieces > 1 && times > 1) return false;
+          const auto copies = static_cast<double>(times * n * pieces * (window / run) *
+                                                  (ceil_div(run, L::count) + 2)) *
+                              per_cell;
+          const double lines =
+              sums_stay ? 0 : static_cast<double>(n * lines_of_result(w, h)) * per_cell;
+          // Blocks of samples that read the weights of the strip again; broadcasts hide some of it.
+          const int64_t near_by = samples ? 4 * second_cache : second_cache;
+          const double again = strip * w_bytes <= near_by || blocks == 1 ? 1
+                               : strip * w_bytes <= third_cache          ? 6
+                                                                         : 16;
+          const double weights =
+              weights_cost(samples, block) +
+              (samples ? again - 1 : again) * static_cast<double>(terms * vectors);
+          const double cost = work + copies * (samples ? 12 : 14) + lines * 5 +
+                              static_cast<double>(2 * (pieces - 1) * n * vectors) +
+                              static_cast<double>(blocks * pieces) * 200 * per_cell +
+                              static_cast<double>(blocks) * weights;
+          if (best.cost == 0 || cost < best.cost) best = {cost, true, block, across, down, summed};
+          return blocks > 1;
+        };
+        // Some of the channels, if that leaves room for more samples, which then use the weights
+        // while they are at hand.
+        int64_t pieces = 1;
+        while (consider(ceil_div(g.summed, pieces), pieces) && fetches && !by_input && strip > 1 &&
+               (sums_stay || h == 1) && 2 * pieces * least_summed() <= g.summed)
+          pieces *= 2;
         if (!fetches) break;  // what is small takes no longer than to look for better
       }
 
@@ -168,7 +192,7 @@ struct GatherPlan {
         work * (collide ? 1.5 : 1) + static_cast<double>(n * terms * reals / line) * 4 +
         static_cast<double>(blocks) *
             (weights_cost(false, block) + static_cast<double>(terms * vectors) + 200);
-    return cost < best.cost ? Cut{cost, false, block, row, column} : best;
+    return cost < best.cost ? Cut{cost, false, block, row, column, g.summed} : best;
   }
 
   // Columns together: what the sums have room for; less if there are few cells for many threads.
@@ -187,8 +211,8 @@ struct GatherPlan {
   }
 
   // How many elements of one sample a strip of so many cells reads of the small tensor, at most.
-  UNSHARED_INLINE int64_t window_of_strip(int64_t w, int64_t h) const {
-    int64_t elements = g.summed;
+  UNSHARED_INLINE int64_t window_of_strip(int64_t w, int64_t h, int64_t summed) const {
+    int64_t elements = summed;
     for (int s = 0; s <= z; ++s)
       elements = lesser(elements * window_of(p.axes[s], by_input,
                                              s == z       ? w
@@ -198,8 +222,9 @@ struct GatherPlan {
     return elements;
   }
   // How many of them lie side by side in memory.
-  UNSHARED_INLINE int64_t run_of_strip(int64_t w, int64_t h) const {
-    int64_t run = g.small_channel == 1 ? g.summed * reals : 1;
+  UNSHARED_INLINE int64_t run_of_strip(int64_t w, int64_t h, int64_t summed) const {
+    int64_t run = g.small_channel == 1 ? summed * reals : 1;
+    if (summed < g.summed && run > 1) return run;
     for (int s = z; s >= 0 && s >= z - 1; --s) {
       const Axis& axis = p.axes[s];
       if (axis.*g.small_stride * reals != run) break;

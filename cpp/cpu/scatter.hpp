@@ -40,17 +40,17 @@ const char* scatter_declines(const Problem& p) noexcept {
   const auto over = Plan::lanes_of(p);
   // What a place adds to a pixel must be worth bringing its sums.
   const bool side_by_side = taps_lie_side_by_side(p), inward = p.w_out_stride == 1;
-  if (p.out_channels < (over == Plan::Over::samples    ? 12
-                        : side_by_side || inward ? 4
-                                                 : 8))
+  if (p.out_channels < (over == Plan::Over::samples ? 12 : side_by_side || inward ? 4 : 8))
     return "few channels of dy: the weights of several places stay in a cache";
   if (side_by_side) return nullptr;
   const bool few = 2 * p.in_channels <= lanes;
   // Many samples make up for what it takes to bring a pixel's weights from all its places.
   const char* const again = "many samples use a pixel's weights again";
   if (over == Plan::Over::samples) {
-    if (p.batch > 2 * lanes) return few && p.y_channel_stride == 1 ? nullptr : again;
-    return few || (inward && p.in_channels <= 8 * lanes) ? nullptr : again;
+    const bool side = p.y_channel_stride == 1;
+    if (p.batch > 2 * lanes) return few && side ? nullptr : again;
+    const bool worth_it = inward && p.in_channels <= 8 * lanes && (p.batch <= lanes || !side);
+    return few || worth_it ? nullptr : again;
   }
   if (p.batch > lanes && (over == Plan::Over::columns || (inward && p.out_channels < 4 * lanes)))
     return again;
@@ -250,10 +250,10 @@ class Scatter {
       } else {
         look_beyond(steps, after);
         for (int q = 0; q < taps_here_; ++q)
-          rows_of_samples(dy + b, from + taps_[q].w, p.w_in_stride, columns_, steps,
-                          q + 1 < taps_here_ ? taps_[q + 1].w - taps_[q].w
-                                             : after + taps_[0].w - taps_[q].w,
-                          c_ + taps_[q].cell, c_row_);
+          rows_of_samples(
+              dy + b, from + taps_[q].w, p.w_in_stride, columns_, steps,
+              q + 1 < taps_here_ ? taps_[q + 1].w - taps_[q].w : after + taps_[0].w - taps_[q].w,
+              c_ + taps_[q].cell, c_row_);
       }
     }
   }
@@ -286,8 +286,8 @@ class Scatter {
   // Vectors: samples; rows: columns of one tap after the other.
   UNSHARED_INLINE void rows_of_columns(const Real* dy, const T* w, int64_t steps) {
     for (int q = 0; q < taps_here_; ++q) {
-      const Micro<Real> t{w + taps_[q].w, dy,      sums_ + taps_[q].cell,
-                          p.w_in_stride,  lanes(), steps,
+      const Micro<Real> t{w + taps_[q].w, dy,       sums_ + taps_[q].cell,
+                          p.w_in_stride,  lanes(),  steps,
                           w_step_,        dy_step_, false};
       micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_, nullptr);
     }
@@ -314,8 +314,7 @@ class Scatter {
                             steps, dy_step_, panel_step_, false};
         micro_rows<false>(t, rows_, wide, ahead_, nullptr);
       } else {
-        Micro<T> t{dy,    w + first, c + first, y_row_, c_row,
-                   steps, dy_step_,  w_step_,   false};
+        Micro<T> t{dy, w + first, c + first, y_row_, c_row, steps, dy_step_, w_step_, false};
         t.ahead = steps;
         t.last = static_cast<int>(here - (wide - 1) * L::count);
         micro_rows<true>(t, rows_, wide, ahead_, nullptr);

@@ -85,10 +85,11 @@ struct ScatterPlan {
       cut(best);
     }
     const bool lines_stay = over == Over::samples && side_by_side;
-    const int64_t most = packed                                     ? most_steps
-                         : over == Over::samples && !side_by_side ? 64
-                             : (over == Over::samples ? 24 : 96) * 1024 / int64_t{sizeof(T)} /
-                                   (taps * width);
+    const int64_t most =
+        packed ? most_steps
+        : over == Over::samples && !side_by_side
+            ? 64
+            : (over == Over::samples ? 24 : 96) * 1024 / int64_t{sizeof(T)} / (taps * width);
     steps = even(b, lesser(greater(lines_stay ? 4 : 8, most), packed ? most_steps : 64));
     const int64_t room_of_row = stage_reals / rows - (over == Over::samples ? 0 : 2 * line);
     channels = lesser(b, greater(steps, room_of_row / steps * steps));

@@ -328,9 +328,9 @@ class Weigh {
               t.c = result + row * w_row + w_[q] + k * w_tap;
               const Real* const next =
                   k + 1 < taps.end ? t.c + w_tap
-                  : q + 1 < q_.end ? t.c + w_[q + 1] - w_[q] - (k - taps.begin) * w_tap
-                                   : t.c + L::count * w_row + w_[q_.begin] - w_[q] -
-                                         (k - taps.begin) * w_tap;
+                  : q + 1 < q_.end
+                      ? t.c + w_[q + 1] - w_[q] - (k - taps.begin) * w_tap
+                      : t.c + L::count * w_row + w_[q_.begin] - w_[q] - (k - taps.begin) * w_tap;
               multiply(t, height, columns.count(), next);
             }
         }

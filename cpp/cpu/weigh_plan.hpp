@@ -101,8 +101,8 @@ struct WeighPlan : Weighing {
           w.x_parts = ceil_div(x_vectors, x_wide);
           w.y_parts = ceil_div(y_vectors, y_wide);
           if (!fits(1)) continue;
-          w.strips = kept == Kept::tap ? last.output
-                                       : greater(1, ceil_div(last.output, longest_strip));
+          w.strips =
+              kept == Kept::tap ? last.output : greater(1, ceil_div(last.output, longest_strip));
           while (!fits(greater(1, ceil_div(last.output, w.strips)))) ++w.strips;
           const double cost = cost_of(p, w);
           if (least > 0 && cost >= least) continue;
