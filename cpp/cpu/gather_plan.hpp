@@ -82,8 +82,10 @@ struct GatherPlan {
   static constexpr int64_t most_rows_packed = 128;
   static constexpr int64_t most_terms_in_place = 1536;
 
-  // Channels staged together, if not all: as many as keep to whole lines of the weights.
-  UNSHARED_INLINE int64_t least_summed() const { return g.w_summed == 1 ? 2 * line : line / 2; }
+  // Channels staged together, if not all: as many as keep to whole lines of the weights, or half of few.
+  UNSHARED_INLINE int64_t least_summed() const {
+    return g.w_summed == 1 ? lesser(2 * line, greater(line, g.summed) / 2) : line / 2;
+  }
 
   // Whether sums may stay in the result, with lanes over columns.
   UNSHARED_INLINE bool keeps_sums() const {
