@@ -159,9 +159,33 @@ UNSHARED_INLINE bool taps_lie_side_by_side(const Problem& p, int64_t unit = 1) {
   return p.w_in_stride == taps || p.in_channels == 1;
 }
 
-// Calls f(offset in w) for every tap of the place at those indices that falls into padding.
-template <class F>
-UNSHARED_INLINE void each_tap_in_padding(const Problem& p, const int64_t* place, F&& f) {
+// Zero in dw for every tap of the place at those indices that falls into padding, for `ins` by `outs`
+// channels from where dw points.
+template <class T>
+UNSHARED_INLINE void clear_padding(const Problem& p, const int64_t* place, T* dw, int64_t ins,
+                                   int64_t outs) {
+  constexpr int some = 64;
+  int64_t taps[some];
+  int count = 0;
+  const auto clear = [&] {
+    if (p.w_out_stride == 1) {
+      for (int q = 0; q < count; ++q)
+        for (int64_t a = 0; a < ins; ++a)
+          __builtin_memset(dw + taps[q] + a * p.w_in_stride, 0,
+                           static_cast<std::size_t>(outs) * sizeof(T));
+    } else if (p.w_in_stride == 1) {
+      for (int q = 0; q < count; ++q)
+        for (int64_t b = 0; b < outs; ++b)
+          __builtin_memset(dw + taps[q] + b * p.w_out_stride, 0,
+                           static_cast<std::size_t>(ins) * sizeof(T));
+    } else {
+      for (int64_t b = 0; b < outs; ++b)
+        for (int64_t a = 0; a < ins; ++a)
+          for (int q = 0; q < count; ++q)
+            dw[taps[q] + a * p.w_in_stride + b * p.w_out_stride] = T{};
+    }
+    count = 0;
+  };
   reference::Index k{};
   do {
     int64_t w = 0;
@@ -170,8 +194,10 @@ UNSHARED_INLINE void each_tap_in_padding(const Problem& p, const int64_t* place,
       in_chain = in_chain && p.axes[s].source(place[s], k.at[s]) >= 0;
       w += k.at[s] * p.axes[s].w_tap_stride;
     }
-    if (!in_chain) f(w);
+    if (!in_chain) taps[count++] = w;
+    if (count == some) clear();
   } while (reference::next(p, k));
+  clear();
 }
 
 // Whether some place has a tap in padding, or between dilated inputs.

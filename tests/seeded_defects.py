@@ -94,7 +94,7 @@ DEFECTS = [
     Defect(
         "weight gradient of padded taps left unwritten",
         "cpp/cpu/weigh.hpp",
-        "if (here_.taps == 0 || !inside(j)) clear_padding(result + j * last.w_place_stride, j);",
+        "if (here_.taps == 0 || !inside(j)) clear(result + j * last.w_place_stride, j);",
         "",
     ),
     Defect(
@@ -136,8 +136,32 @@ DEFECTS = [
     Defect(
         "a patch keeps the padding of the one before",
         "cpp/cpu/patch.hpp",
-        "if (!call_.accumulate) clear_padding(to);",
-        "",
+        "for (int64_t j = 0; j < p.batch * row; j += L::count) L::store(patch_ + j, L::zero());",
+        ";",
+    ),
+    Defect(
+        "what is not finite reaches a patch's padding",
+        "cpp/cpu/patch.hpp",
+        "finite_ = all_finite(dy_ + n * y_row, rows) && finite_;",
+        ";",
+    ),
+    Defect(
+        "rows of a window staged by themselves stand where the window's would",
+        "cpp/cpu/weigh.hpp",
+        "    slot_[q] = 0;\n",
+        "    slot_[q] = row.slot * plan_.window * p.batch * plan_.x_block;\n",
+    ),
+    Defect(
+        "the rest of a strip's channels starts from zero",
+        "cpp/cpu/gather.hpp",
+        "from_zero = first = false;",
+        "first = false;",
+    ),
+    Defect(
+        "bfloat16 gradients rounded to nearest away from even",
+        "cpp/cpu/lanes.hpp",
+        "const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));",
+        "const __m512i odd = _mm512_set1_epi32(1);",
     ),
     Defect(
         "lanes that see padding not masked",

@@ -64,7 +64,8 @@ struct GradWeightTiles {
     const T* first = static_cast<const T*>(call.first) + x;
     const T* second = static_cast<const T*>(call.second) + y;
     T* result = static_cast<T*>(call.result) + place;
-    if (part == 0 && !call.accumulate) clear_padding(cell, result);
+    if (part == 0 && !call.accumulate)
+      clear_padding(p, cell.index.at, result, p.in_channels, p.out_channels);
     result += w;
 
     if (!over_input) {
@@ -103,16 +104,6 @@ struct GradWeightTiles {
       }
       compute_part(tiler, product, part, parts);
     }
-  }
-
- private:
-  // Zero for every tap of this place that falls into padding.
-  UNSHARED_INLINE void clear_padding(const Cell& cell, T* result) const {
-    each_tap_in_padding(p, cell.index.at, [&](int64_t w) {
-      for (int64_t a = 0; a < p.in_channels; ++a)
-        for (int64_t b = 0; b < p.out_channels; ++b)
-          result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
-    });
   }
 };
 

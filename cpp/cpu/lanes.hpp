@@ -389,6 +389,7 @@ struct Stored {
   static UNSHARED_INLINE Vector load(const T* p) { return L::load(p); }
   static UNSHARED_INLINE Vector load_part(const T* p, int n) { return L::load_part(p, n); }
   static UNSHARED_INLINE void store(T* p, Vector v) { L::store(p, v); }
+  static UNSHARED_INLINE void store_around(T* p, Vector v) { L::store_around(p, v); }
   static UNSHARED_INLINE void store_part(T* p, Vector v, int n) { L::store_part(p, v, n); }
 };
 
@@ -408,42 +409,76 @@ struct StoredHalf {
 #endif
   }
   static UNSHARED_INLINE Vector load_part(const T* p, int n) {
+#if defined(__AVX512F__)
+    return widened(_mm256_maskz_loadu_epi16(L::span(0, n), p));
+#else
     float all[L::count] = {};
     for (int i = 0; i < n; ++i) all[i] = widen(p[i]);
     return L::load(all);
+#endif
   }
   static UNSHARED_INLINE void store(T* p, Vector v) {
 #if defined(__AVX512F__)
-    if constexpr (is_half) {
-      _mm256_storeu_si256(
-          reinterpret_cast<__m256i*>(p),
-          _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-      return;
-    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded(v));
 #elif defined(__AVX2__)
-    if constexpr (is_half) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                       _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-      return;
-    }
-#endif
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded(v));
+#else
     store_part(p, v, L::count);
+#endif
+  }
+  static UNSHARED_INLINE void store_around(T* p, Vector v) {
+#if defined(__AVX512F__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded(v));
+#elif defined(__AVX2__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), rounded(v));
+#else
+    store(p, v);
+#endif
   }
   static UNSHARED_INLINE void store_part(T* p, Vector v, int n) {
+#if defined(__AVX512F__)
+    _mm256_mask_storeu_epi16(p, L::span(0, n), rounded(v));
+#else
     float all[L::count];
     L::store(all, v);
     for (int i = 0; i < n; ++i) p[i] = round_to<T>(all[i]);
+#endif
   }
 
  private:
   static constexpr bool is_half = __is_same(T, Half);
 #if defined(__AVX512F__)
+  static UNSHARED_INLINE __m256i rounded(Vector v) {
+    if constexpr (is_half)
+      return _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512i bits = _mm512_castps_si512(v), high = shifted(bits);
+    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i sum =
+        shifted(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))));
+    const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_maskz_cvtepi32_epi16(0xffff, _mm512_mask_blend_epi32(nan, sum, quiet));
+  }
+  static UNSHARED_INLINE __m512i shifted(__m512i bits) {
+    return _mm512_maskz_srli_epi32(0xffff, bits, 16);
+  }
   static UNSHARED_INLINE Vector widened(__m256i bits) {
     if constexpr (is_half) return _mm512_maskz_cvtph_ps(0xffff, bits);
     return _mm512_castsi512_ps(
         _mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16));
   }
 #elif defined(__AVX2__)
+  static UNSHARED_INLINE __m128i rounded(Vector v) {
+    if constexpr (is_half) return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i bits = _mm256_castps_si256(v), high = _mm256_srli_epi32(bits, 16);
+    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_srli_epi32(
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i all = _mm256_blendv_epi8(sum, quiet, nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  }
   static UNSHARED_INLINE Vector widened(__m128i bits) {
     if constexpr (is_half) return _mm256_cvtph_ps(bits);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -455,21 +490,21 @@ struct Stored<Half> : StoredHalf<Half> {};
 template <>
 struct Stored<BFloat16> : StoredHalf<BFloat16> {};
 
-// Stores the sums of a tile, if wanted around the caches: then rows of c must be aligned.
-template <class L, class Real, int M, int V>
-UNSHARED_INLINE void store_tile(const typename L::Vector (&sum)[M][V], Real* c, std::int64_t c_row,
+// Stores the sums of a tile as T, if wanted around the caches: then rows of c must be aligned.
+template <class L, class T, int M, int V>
+UNSHARED_INLINE void store_tile(const typename L::Vector (&sum)[M][V], T* c, std::int64_t c_row,
                                 bool around) {
   if (around) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) L::store_around(c + m * c_row + v * L::count, sum[m][v]);
+      for (int v = 0; v < V; ++v) Stored<T>::store_around(c + m * c_row + v * L::count, sum[m][v]);
     return;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) L::store(c + m * c_row + v * L::count, sum[m][v]);
+    for (int v = 0; v < V; ++v) Stored<T>::store(c + m * c_row + v * L::count, sum[m][v]);
 }
 #endif
 

@@ -9,8 +9,8 @@
 // each dw[o, k, a, b] is one chain of one worker. Taps in padding get an empty chain.
 #pragma once
 
-#include "micro.hpp"
 #include "stage.hpp"
+#include "weigh_tile.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -94,8 +94,6 @@ class Patch {
         z_(problem.axis_count - 1),
         around_(!call.accumulate && beyond_caches<T>(problem)) {
     for (int s = 0; s <= z_; ++s) spacing_[s] = spacing_of(p.axes[s], false);
-    for (int64_t n = 0; n < p.batch; ++n)
-      patch_step_[n] = n * spaced<Real>(plan_.width * plan_.taps);
   }
 
   UNSHARED_INLINE void run(int64_t begin, int64_t end) {
@@ -118,6 +116,7 @@ class Patch {
 
  private:
   static constexpr bool plain = sizeof(T) == sizeof(Real);
+  static constexpr int64_t rows_at_a_time = 24;
 
   // The places [begin, end) of a row.
   void compute(int64_t begin, int64_t end) {
@@ -132,8 +131,12 @@ class Patch {
     for (at_[z_] = begin; at_[z_] < end; ++at_[z_]) {
       reach_[z_] = reach_of(last, false, at_[z_], spacing_[z_].tap);
       T* const to = dw + at_[z_] * last.w_place_stride;
-      if (put_together()) multiply(dy + at_[z_] * last.y_stride, to);
-      if (!call_.accumulate) clear_padding(to);
+      const bool any = put_together();
+      finite_ = true;
+      if (any) multiply(dy + at_[z_] * last.y_stride, to);
+      // Zeros in the patch leave zeros, unless multiplied with what is not finite.
+      if (!call_.accumulate && !whole_ && !(any && finite_))
+        clear_padding(p, at_, to, columns_, p.out_channels);
     }
   }
 
@@ -171,11 +174,17 @@ class Patch {
     stage(box, x, window_);
   }
 
-  // The patch of the place at hand, as its weights lie; false if it is all padding.
+  // The patch of the place at hand, as its weights lie, with zeros for taps in padding; false if it
+  // is all padding.
   bool put_together() {
+    const int64_t row = spaced<Real>(plan_.width * plan_.taps);
+    whole_ = true;
+    for (int s = 0; s <= z_; ++s) whole_ = whole_ && reach_[s].count == p.axes[s].kernel;
+    if (!whole_)
+      for (int64_t j = 0; j < p.batch * row; j += L::count) L::store(patch_ + j, L::zero());
     int64_t from = 0, to = 0;
     Box box;
-    box.add(p.batch, spaced<Real>(plan_.width * plan_.taps), padded<Real>(plan_.width));
+    box.add(p.batch, row, padded<Real>(plan_.width));
     for (int s = 0; s <= z_; ++s) {
       if (reach_[s].count == 0) return false;
       box.add(reach_[s].count, spacing_[s].tap * p.axes[s].w_tap_stride,
@@ -199,46 +208,72 @@ class Patch {
       box.lanes = rows;
       box.lane_memory = p.y_channel_stride;
       stage(box, y + b * p.y_channel_stride, dy_);
-      for (int64_t n = 0; n < p.batch; ++n) dy_step_[n] = n * y_row;
-      T* const to = dw + b * p.w_out_stride;
-      int64_t done = 0;
-      if constexpr (plain)
+      if (!whole_)
+        for (int64_t n = 0; n < p.batch; ++n)
+          finite_ = all_finite(dy_ + n * y_row, rows) && finite_;
+      // Some rows at a time, each from end to end: memory takes long runs better.
+      for (int64_t first = 0; first < rows; first += rows_at_a_time) {
+        const int64_t here = lesser(rows_at_a_time, rows - first);
+        T* const to = dw + (b + first) * p.w_out_stride;
+        int64_t done = 0;
         for (int64_t wide; done < whole; done += wide) {
-          wide = lesser(whole - done, most_vectors);
-          tiles(to + done * L::count, p.w_out_stride, done, wide, rows, 0, !call_.accumulate);
+          wide = lesser(whole - done, weighed_vectors);
+          tiles(to + done * L::count, p.w_out_stride, done, wide, first, here, y_row);
         }
-      for (; done * L::count < joint; ++done)
-        by_parts(to + done * L::count, done, rows,
-                 static_cast<int>(lesser(L::count, joint - done * L::count)));
+        if (done * L::count < joint)
+          last_lanes(to + done * L::count, done, first, here, y_row,
+                     static_cast<int>(joint - done * L::count));
+      }
     }
   }
-  UNSHARED_INLINE void tiles(Real* c, int64_t c_row, int64_t vector, int64_t wide, int64_t rows,
-                             int64_t first, bool from_zero) {
-    Micro<Real> t{
-        dy_ + first, patch_ + vector * L::count, c, 1, c_row, p.batch, dy_step_, patch_step_,
-        from_zero};
-    t.around = around_ && c != sums_ && aligned(c, c_row);
-    micro_rows<false>(t, rows, wide, ahead_, nullptr);
+  static UNSHARED_INLINE bool all_finite(const Real* v, int64_t count) {
+    int finite = 1;
+    for (int64_t j = 0; j < count; ++j) finite &= v[j] - v[j] == 0;
+    return finite != 0;
   }
-  // Vectors of which only some lanes are dw's, or whose elements must be rounded.
-  void by_parts(T* dw, int64_t vector, int64_t rows, int lanes) {
-    for (int64_t first = 0; first < rows; first += most_rows(1)) {
-      const int64_t here = lesser(most_rows(1), rows - first);
-      T* const to = dw + first * p.w_out_stride;
-      if (call_.accumulate)
-        for (int64_t m = 0; m < here; ++m)
-          L::store(sums_ + m * L::count, S::load_part(to + m * p.w_out_stride, lanes));
-      tiles(sums_, L::count, vector, 1, here, first, !call_.accumulate);
-      for (int64_t m = 0; m < here; ++m)
-        S::store_part(to + m * p.w_out_stride, L::load(sums_ + m * L::count), lanes);
+  // Rows: channels of dy from `first` on; vectors: of the patch.
+  UNSHARED_INLINE void tiles(T* c, int64_t c_row, int64_t vector, int64_t wide, int64_t first,
+                             int64_t rows, int64_t y_row) {
+    switch (wide) {
+      case 1: return tiles<1>(c, c_row, vector, first, rows, y_row, around_);
+      case 2: return tiles<2>(c, c_row, vector, first, rows, y_row, around_);
+      case 3: return tiles<3>(c, c_row, vector, first, rows, y_row, around_);
+      default: return tiles<weighed_vectors>(c, c_row, vector, first, rows, y_row, around_);
     }
   }
-
-  void clear_padding(T* dw) const {
-    each_tap_in_padding(p, at_, [&](int64_t w) {
-      for (int64_t b = 0; b < p.out_channels; ++b)
-        for (int64_t a = 0; a < columns_; ++a) dw[w + b * p.w_out_stride + a * p.w_in_stride] = T{};
-    });
+  template <int V, class Out>
+  UNSHARED_INLINE void tiles(Out* c, int64_t c_row, int64_t vector, int64_t first, int64_t rows,
+                             int64_t y_row, bool around) {
+    Weighed<Out> t{};
+    t.a = dy_ + first;
+    t.b = patch_ + vector * L::count;
+    t.c = c;
+    t.a_step = y_row;
+    t.b_step = spaced<Real>(plan_.width * plan_.taps);
+    t.c_row = c_row;
+    t.steps = p.batch;
+    t.from_zero = !call_.accumulate;
+    t.in_ahead = reinterpret_cast<const char*>(patch_);
+    int64_t count = ceil_div(rows, weighed_rows_of[V]);
+    for (int64_t row = 0; row < rows; --count) {
+      const int64_t height = ceil_div(rows - row, count);
+      t.around = around && aligned(t.c, c_row) && (plain || V % 2 == 0);  // whole lines
+      t.out_row = t.around ? 0 : c_row * int64_t{sizeof(Out)};
+      t.out_ahead = t.around ? t.in_ahead : reinterpret_cast<const char*>(t.c + height * c_row);
+      WeighedTiles<Out, V>::All::of_rows[height - 1](t);
+      t.a += height;
+      t.c += height * c_row;
+      row += height;
+    }
+  }
+  // A vector of which only some lanes are dw's.
+  void last_lanes(T* dw, int64_t vector, int64_t first, int64_t rows, int64_t y_row, int lanes) {
+    if (call_.accumulate)
+      for (int64_t m = 0; m < rows; ++m)
+        L::store(sums_ + m * L::count, S::load_part(dw + m * p.w_out_stride, lanes));
+    tiles<1>(sums_, L::count, vector, first, rows, y_row, false);
+    for (int64_t m = 0; m < rows; ++m)
+      S::store_part(dw + m * p.w_out_stride, L::load(sums_ + m * L::count), lanes);
   }
 
   const Problem& p;
@@ -249,14 +284,13 @@ class Patch {
   Spacing spacing_[max_axes];
   Reach reach_[max_axes];
   int64_t at_[max_axes];  // the place at hand
+  bool whole_ = true, finite_ = true;  // whether it has no taps in padding; its channels of dy
   int64_t column_ = 0, columns_ = 0;
   int64_t low_ = -1, unit_ = 1, pixel_[max_axes];  // of the window
-  Lines ahead_[2];
-  int64_t dy_step_[Plan::most_samples], patch_step_[Plan::most_samples];
   alignas(64) Real window_[Plan::window_reals + L::count];
   alignas(64) Real patch_[Plan::patch_reals + L::count] = {};
   alignas(64) Real dy_[Plan::dy_reals + L::count];
-  alignas(64) Real sums_[most_rows(1) * L::count];
+  alignas(64) Real sums_[rows_at_a_time * L::count];
 };
 
 static_assert(sizeof(Patch<float>) <= most_scratch && sizeof(Patch<double>) <= most_scratch);

@@ -283,12 +283,13 @@ UNSHARED_INLINE bool beyond_caches(const Problem& p) {
     bytes *= static_cast<double>(p.axes[s].output) * static_cast<double>(p.axes[s].kernel);
   return p.batch <= most_samples && bytes > last_cache;
 }
-// Rows of vectors that can be.
-template <class Real>
-UNSHARED_INLINE bool aligned(const Real* c, int64_t row) {
+// Rows of vectors that can be: of whole lines, if the type is a half one.
+template <class T>
+UNSHARED_INLINE bool aligned(const T* c, int64_t row) {
+  using Real = typename Scalar<T>::Real;
   constexpr int64_t bytes = Lanes<Real>::count * int64_t{sizeof(Real)};
   return (reinterpret_cast<std::uintptr_t>(c) |
-          static_cast<std::uintptr_t>(row * int64_t{sizeof(Real)})) %
+          static_cast<std::uintptr_t>(row * int64_t{sizeof(T)})) %
              bytes ==
          0;
 }

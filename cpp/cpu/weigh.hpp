@@ -28,7 +28,8 @@ class Weigh {
         call_(call),
         plan_(plan),
         z_(problem.axis_count - 1),
-        around_(plan.direct && !call.accumulate && beyond_caches<T>(problem)) {
+        around_(plan.direct && !call.accumulate && beyond_caches<T>(problem) &&
+                (plain || columns_of(problem, plan) % (2 * L::count) == 0)) {
     for (int s = 0; s < p.axis_count; ++s) {
       const Spacing spacing = spacing_of(p.axes[s], false);
       tap_step_[s] = spacing.tap;
@@ -60,6 +61,10 @@ class Weigh {
   static constexpr int longest_strip = Plan::longest_strip, most_tap_rows = Plan::most_tap_rows;
   static constexpr int most_fed = 512;
   static constexpr int64_t arena_reals = Plan::arena_reals, sums_reals = Plan::sums_reals;
+
+  static UNSHARED_INLINE int64_t columns_of(const Problem& p, const Plan& plan) {
+    return plan.over_input ? p.in_channels : p.out_channels;
+  }
 
   struct Range {
     int64_t begin, end;
@@ -208,7 +213,7 @@ class Weigh {
     const T* const y = static_cast<const T*>(call_.second) + y_of(here_);
     if (!call_.accumulate)
       for (int64_t j = 0; j < here_.places; ++j)
-        if (here_.taps == 0 || !inside(j)) clear_padding(result + j * last.w_place_stride, j);
+        if (here_.taps == 0 || !inside(j)) clear(result + j * last.w_place_stride, j);
     k_ = {0, last.kernel};
     if (plan_.kept == Kept::window) {
       q_ = {0, here_.taps};
@@ -306,36 +311,37 @@ class Weigh {
     const Range taps{k_.begin, lesser(k_.end, reach.count)};
     const Real* const x = arena_ + (reach.partner - here_.low) / here_.unit * pixel;
     const Real* const y = arena_ + plan_.window_reals + j * p.batch * plan_.y_block;
-    Weighed<Real> t{};
-    t.a_step = over ? plan_.y_block : plan_.x_block;
-    t.b_step = over ? plan_.x_block : plan_.y_block;
-    t.steps = p.batch;
-    t.from_zero = !call_.accumulate;
-    t.out_row = w_row * int64_t{sizeof(T)};
-    if constexpr (plain)
-      if (plan_.direct) {
-        t.c_row = w_row;
-        t.around = around_;
-        if (around_) t.out_row = 0;
-        // Rows of x that share a line, so that all taps of the place find them in a cache.
-        for (int64_t row = 0; row < rows.count(); row += L::count) {
-          const int64_t height = lesser(L::count, rows.count() - row);
-          for (int64_t q = q_.begin; q < q_.end; ++q)
-            for (int64_t k = taps.begin; k < taps.end; ++k) {
-              const Real* const at = x + slot_[q] + (k - taps.begin) * step;
-              t.a = (over ? y : at) + row;
-              t.b = over ? at : y;
-              t.c = result + row * w_row + w_[q] + k * w_tap;
-              const Real* const next =
-                  k + 1 < taps.end ? t.c + w_tap
-                  : q + 1 < q_.end
-                      ? t.c + w_[q + 1] - w_[q] - (k - taps.begin) * w_tap
-                      : t.c + L::count * w_row + w_[q_.begin] - w_[q] - (k - taps.begin) * w_tap;
-              multiply(t, height, columns.count(), next);
-            }
-        }
-        return;
+    const auto fill = [&](auto t) {
+      t.a_step = over ? plan_.y_block : plan_.x_block;
+      t.b_step = over ? plan_.x_block : plan_.y_block;
+      t.steps = p.batch;
+      t.from_zero = !call_.accumulate;
+      return t;
+    };
+    if (plan_.direct) {
+      Weighed<T> t = fill(Weighed<T>{});
+      t.c_row = w_row;
+      t.around = around_;
+      t.out_row = around_ ? 0 : w_row * int64_t{sizeof(T)};
+      // Rows of x that share a line, so that all taps of the place find them in a cache.
+      for (int64_t row = 0; row < rows.count(); row += L::count) {
+        const int64_t height = lesser(L::count, rows.count() - row);
+        for (int64_t q = q_.begin; q < q_.end; ++q)
+          for (int64_t k = taps.begin; k < taps.end; ++k) {
+            const Real* const at = x + slot_[q] + (k - taps.begin) * step;
+            t.a = (over ? y : at) + row;
+            t.b = over ? at : y;
+            t.c = result + row * w_row + w_[q] + k * w_tap;
+            const T* const next =
+                k + 1 < taps.end ? t.c + w_tap
+                : q + 1 < q_.end
+                    ? t.c + w_[q + 1] - w_[q] - (k - taps.begin) * w_tap
+                    : t.c + L::count * w_row + w_[q_.begin] - w_[q] - (k - taps.begin) * w_tap;
+            multiply(t, height, columns.count(), next);
+          }
       }
+      return;
+    }
 
     // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room.
     const int64_t tap_counts[] = {here_.taps * taps.count(), taps.count(), 1};
@@ -351,7 +357,7 @@ class Weigh {
     high = ceil_div(rows.count(), ceil_div(rows.count(), high));
     const int64_t q_unit = level == 0 ? here_.taps : 1, k_unit = level == 2 ? 1 : taps.count();
     Real* const sums = arena_ + arena_reals - sums_reals;
-    t.out_row = 0;
+    Weighed<Real> t = fill(Weighed<Real>{});
     for (int64_t q = q_.begin; q < q_.end; q += q_unit)
       for (int64_t k = taps.begin; k < taps.end; k += k_unit)
         for (int64_t column = 0; column < columns.count(); column += wide)
@@ -409,12 +415,13 @@ class Weigh {
   static UNSHARED_INLINE int64_t magnitude(int64_t n) { return n < 0 ? -n : n; }
 
   // Rows by columns; `next`: where the sums of the next call will stand.
-  UNSHARED_INLINE void multiply(Weighed<Real> t, int64_t rows, int64_t columns, const Real* next) {
+  template <class Out>
+  UNSHARED_INLINE void multiply(Weighed<Out> t, int64_t rows, int64_t columns, const Out* next) {
     int64_t vectors = ceil_div(columns, L::count);
     while (vectors > 0) {
       const int64_t wide = ceil_div(vectors, ceil_div(vectors, weighed_vectors));
       vectors -= wide;
-      const Real* const beside = vectors > 0 ? t.c + wide * L::count : next;
+      const Out* const beside = vectors > 0 ? t.c + wide * L::count : next;
       if (wide == 1) tiles<1>(t, rows, beside);
       if (wide == 2) tiles<2>(t, rows, beside);
       if (wide == 3) tiles<3>(t, rows, beside);
@@ -424,16 +431,16 @@ class Weigh {
       t.c += wide * L::count;
     }
   }
-  template <int V>
-  UNSHARED_INLINE void tiles(Weighed<Real> t, int64_t rows, const Real* next) {
+  template <int V, class Out>
+  UNSHARED_INLINE void tiles(Weighed<Out> t, int64_t rows, const Out* next) {
     int64_t count = ceil_div(rows, weighed_rows_of[V]);
     const bool around = t.around;
     for (int64_t row = 0; row < rows; --count) {
       const int64_t height = ceil_div(rows - row, count);
       // Lines of dw are asked for a tile ahead, or a place if tiles are small; by the last byte of
       // a vector: if it crosses lines, the first is its neighbour's, too.
-      const Real* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
-      t.around = around && aligned(t.c, t.c_row);
+      const Out* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
+      t.around = around && aligned(t.c, t.c_row) && (plain || V % 2 == 0);  // whole lines
       t.out_ahead = t.around ? idle_ : reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
       t.in_step = 0;
@@ -441,7 +448,7 @@ class Weigh {
         t.in_step = fed_ < feed_x_ ? x_step_ : y_step_;
         t.in_ahead = feed_[fed_++];
       }
-      WeighedTiles<Real, V>::All::of_rows[height - 1](t);
+      WeighedTiles<Out, V>::All::of_rows[height - 1](t);
       t.a += height;
       t.c += height * t.c_row;
       row += height;
@@ -449,26 +456,14 @@ class Weigh {
   }
 
   // Zero for every tap of place j that falls into padding.
-  UNSHARED_INLINE void clear_padding(T* result, int64_t j) const {
+  UNSHARED_INLINE void clear(T* result, int64_t j) const {
     const int64_t y_begin = block(p.out_channels, here_.y_parts.begin, plan_.y_parts).begin,
                   y_end = block(p.out_channels, here_.y_parts.end - 1, plan_.y_parts).end;
     int64_t place[max_axes];
     for (int s = 0; s < z_; ++s) place[s] = here_.index[s];
     place[z_] = here_.begin + j;
-    each_tap_in_padding(p, place, [&](int64_t w) {
-      if (p.w_out_stride == 1)
-        for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
-          __builtin_memset(result + w + a * p.w_in_stride + y_begin, 0,
-                           (y_end - y_begin) * sizeof(T));
-      else if (p.w_in_stride == 1)
-        for (int64_t b = y_begin; b < y_end; ++b)
-          __builtin_memset(result + w + here_.x.begin + b * p.w_out_stride, 0,
-                           here_.x.count() * sizeof(T));
-      else
-        for (int64_t a = here_.x.begin; a < here_.x.end; ++a)
-          for (int64_t b = y_begin; b < y_end; ++b)
-            result[w + a * p.w_in_stride + b * p.w_out_stride] = T{};
-    });
+    result += here_.x.begin * p.w_in_stride + y_begin * p.w_out_stride;
+    clear_padding(p, place, result, here_.x.count(), y_end - y_begin);
   }
 
   const Problem& p;

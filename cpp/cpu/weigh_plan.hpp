@@ -62,7 +62,7 @@ struct WeighPlan : Weighing {
   // multiplications of vectors, and sums that do not leave as whole vectors.
   static UNSHARED_INLINE bool over_inputs(const Problem& p) {
     const auto cost = [&](int64_t rows, int64_t columns, int64_t w_column) {
-      const bool whole = plain && columns % L::count == 0;
+      const bool whole = columns % L::count == 0;
       const int64_t vectors = rows * ceil_div(columns, L::count);
       return vectors * p.batch + (w_column != 1 ? 24 * vectors
                                   : whole       ? 0
@@ -75,8 +75,8 @@ struct WeighPlan : Weighing {
   static UNSHARED_INLINE Weighing plan(const Problem& p) {
     Weighing w;
     w.over_input = over_inputs(p);
-    w.direct = plain && (w.over_input ? p.w_in_stride == 1 && p.in_channels % L::count == 0
-                                      : p.w_out_stride == 1 && p.out_channels % L::count == 0);
+    w.direct = (w.over_input ? p.w_in_stride == 1 && p.in_channels % L::count == 0
+                             : p.w_out_stride == 1 && p.out_channels % L::count == 0);
     const Axis& last = p.axes[p.axis_count - 1];
     const int64_t samples = greater(p.batch, 1), rows = taps_of(p) / last.kernel;  // of the window
     if (rows > most_tap_rows) return {};

@@ -2,7 +2,7 @@
 //
 // Unlike that of micro.hpp, steps lie a constant stride apart and the rows of a side by side; and
 // sums are mostly written, once each, to memory that was not touched before: their lines are asked
-// for while the steps go by.
+// for while the steps go by. They may be rounded on their way out.
 // Accumulator: Real. Order: that of the steps. Deterministic.
 #pragma once
 
@@ -25,11 +25,12 @@ inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 14,
 
 // c[row, lane] = chain over steps of a[step, row] * b[step, lane], and lines that will be needed
 // soon: of dw, those of as many rows, and of x or dy one for each step.
-template <class Real>
+template <class T>
 struct Weighed {
+  using Real = typename Scalar<T>::Real;
   const Real* a;
   const Real* b;
-  Real* c;
+  T* c;
   int64_t a_step, b_step, c_row, steps;
   bool from_zero;
   bool around;  // whether c, which must be aligned, is written around the caches
@@ -39,15 +40,16 @@ struct Weighed {
   int64_t in_step;  // bytes
 };
 
-template <class Real, int V, int M>
-void weighed_tile(const Weighed<Real>& t) {
+template <class T, int V, int M>
+void weighed_tile(const Weighed<T>& t) {
+  using Real = typename Scalar<T>::Real;
   using L = Lanes<Real>;
   typename L::Vector sum[M][V];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
-      sum[m][v] = t.from_zero ? L::zero() : L::load(t.c + m * t.c_row + v * L::count);
+      sum[m][v] = t.from_zero ? L::zero() : Stored<T>::load(t.c + m * t.c_row + v * L::count);
   const Real* a = t.a;
   const Real* b = t.b;
   const char* in_ahead = t.in_ahead;
@@ -63,12 +65,12 @@ void weighed_tile(const Weighed<Real>& t) {
       out_row = 0;
       here = left;
     } else
-      out += asked * L::count * sizeof(Real);
+      out += asked * L::count * sizeof(T);
     left -= here;
 #pragma GCC unroll 1
     for (; here > 0; --here) {
 #pragma GCC unroll 2
-      for (int i = 0; i < asked; ++i) __builtin_prefetch(out_ahead + i * L::count * sizeof(Real));
+      for (int i = 0; i < asked; ++i) __builtin_prefetch(out_ahead + i * L::count * sizeof(T));
       __builtin_prefetch(in_ahead, 0, 2);
       out_ahead += out_row;
       in_ahead += in_step;
@@ -88,12 +90,12 @@ void weighed_tile(const Weighed<Real>& t) {
   store_tile<L>(sum, t.c, t.c_row, t.around);
 }
 
-template <class Real, int V>
+template <class T, int V>
 struct WeighedTiles {
-  using Function = void (*)(const Weighed<Real>&);
+  using Function = void (*)(const Weighed<T>&);
   template <int... m>
   struct Table {
-    static constexpr Function of_rows[] = {weighed_tile<Real, V, m + 1>...};
+    static constexpr Function of_rows[] = {weighed_tile<T, V, m + 1>...};
   };
   template <int... m>
   static constexpr Table<m...> table(std::integer_sequence<int, m...>) {
