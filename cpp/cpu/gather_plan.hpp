@@ -1,6 +1,7 @@
 // Kernel "gather", its plan: which index lanes run over, and how a call is cut into strips of cells,
-// blocks of samples and parts of columns. A small model of what these cost decides; its constants
-// were measured on Zen 4.
+// blocks of samples, parts of columns and pieces of the channels summed over. A small model of what
+// these cost decides; its constants were measured on Zen 4 and on a Xeon
+// of two AVX-512 units.
 #pragma once
 
 #include "gathering.hpp"

@@ -159,8 +159,9 @@ constexpr const char* no_lanes(const Problem&) noexcept {
 template <class T, Face face>
 constexpr void fill(Kernel (&list)[kernels_per_list]) {
   // The first that accepts runs. Which index the lanes run over decides how full they are:
-  //   scatter    grad_input of weights whose taps lie side by side: lanes over samples, or over taps
-  //   patch      grad_weight of such weights and few samples: lanes over taps
+  //   scatter    grad_input where a place's weights are whole lines and a pixel's are not: lanes over
+  //              samples, over channels, or over channels and taps
+  //   patch      grad_weight of weights whose taps lie side by side and few samples: lanes over taps
   //   along      few channels: lanes over places or groups, whose weights differ from lane to lane
   //   gather     forward and grad_input: lanes over the result's channels, or over samples
   //   weigh      grad_weight: lanes over channels of either side, x and dy staged

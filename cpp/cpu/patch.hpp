@@ -72,9 +72,10 @@ bool patch_able(const Problem& p) noexcept {
 template <class T>
 const char* patch_declines(const Problem& p) noexcept {
   if (const char* why = patch_unable<T>(p)) return why;
-  if (PatchPlan<T>(p).taps == 1) return "there is one tap";
-  const int64_t least = beyond_caches<T>(p) && p.batch <= 2 ? 16 : greater(48, 2 * p.batch);
-  if (p.out_channels < least || (p.batch > 1 && p.in_channels < 8))
+  const int64_t taps = taps_of(p);
+  if (taps == 1) return "there is one tap";
+  const int64_t least = beyond_caches<T>(p) && p.batch <= 2 ? 16 : greater(32, 2 * p.batch);
+  if (p.out_channels < least || (p.batch > 1 && p.in_channels * taps < 64))
     return "few channels of dy would use a patch";
   return nullptr;
 }

@@ -1,10 +1,12 @@
-// Kernel "scatter": grad_input place by place, for weights whose taps lie side by side in memory.
+// Kernel "scatter": grad_input place by place.
 //
-// There a pixel's own weights are single elements, one or two of a line, but a place's are whole
-// lines. So the sums of a box of pixels stay in scratch while the places that reach it go by, in
-// ascending order: each takes its lines once and continues the chain of every pixel it reaches by its
-// channels of dy, as a small matrix product. Lanes run over samples, weights broadcast from where
-// they are, or, with few samples, over columns and taps, as they lie in memory.
+// A pixel's weights lie with all the places that reach it, apart from each other: a line of each, or
+// a single element of a line. A place's own are whole lines, read one after the other. So the sums of
+// a box of pixels stay in scratch, or in dx, while the places that reach it go by, in ascending order:
+// each takes its weights once and continues the chain of every pixel it reaches by its channels of dy,
+// as small matrix products. Lanes run over samples, weights broadcast from where they are; or, with
+// few samples, over the columns of a tap, or, if those are few, over columns and taps, read in place
+// or from a panel.
 // Accumulator: float32 for half types, else the element type. Order: places ascending, for each b
 // ascending, as the nest of a pixel has it. Deterministic: one chain, one worker.
 #pragma once
@@ -32,31 +34,31 @@ template <class T>
 bool scatter_able(const Problem& p) noexcept {
   return scatter_unable<T>(p) == nullptr;
 }
+// Where gather is as fast: what a place adds to a pixel must be worth bringing the pixel's sums, and
+// few enough samples must share what it takes gather to bring a pixel's weights together.
 template <class T>
 const char* scatter_declines(const Problem& p) noexcept {
   using Plan = ScatterPlan<T>;
+  using Over = typename Plan::Over;
   constexpr int64_t lanes = Plan::L::count;
+  constexpr const char* near_by =
+      "few channels of dy: the weights of several places stay in a cache";
+  constexpr const char* again = "many samples use a pixel's weights again";
   if (const char* why = scatter_unable<T>(p)) return why;
-  const auto over = Plan::lanes_of(p);
-  // What a place adds to a pixel must be worth bringing its sums.
-  const bool side_by_side = taps_lie_side_by_side(p), inward = p.w_out_stride == 1;
-  if (p.out_channels < (over == Plan::Over::samples ? 12 : side_by_side || inward ? 4 : 8))
-    return "few channels of dy: the weights of several places stay in a cache";
-  if (side_by_side) return nullptr;
-  const bool few = 2 * p.in_channels <= lanes;
-  // Many samples make up for what it takes to bring a pixel's weights from all its places.
-  const char* const again = "many samples use a pixel's weights again";
-  if (over == Plan::Over::samples) {
-    const bool side = p.y_channel_stride == 1;
-    if (p.batch > 2 * lanes) return few && side ? nullptr : again;
-    const bool worth_it = inward && p.in_channels <= 8 * lanes && (p.batch <= lanes || !side);
-    return few || worth_it ? nullptr : again;
+  const int64_t n = p.batch, a = p.in_channels, b = p.out_channels;
+  const Over over = Plan::lanes_of(p);
+  const bool inward = p.w_out_stride == 1, few = 2 * a <= lanes;
+  if (taps_lie_side_by_side(p)) return b < (over == Over::samples ? 12 : 4) ? near_by : nullptr;
+  if (over == Over::samples) {
+    const bool last = p.y_channel_stride == 1;
+    if (b < 12) return near_by;
+    if (few && (n <= 2 * lanes || last)) return nullptr;
+    return inward && a <= 8 * lanes && n <= (last ? lanes : 2 * lanes) ? nullptr : again;
   }
-  if (p.batch > lanes && (over == Plan::Over::columns || (inward && p.out_channels < 4 * lanes)))
-    return again;
-  if (p.batch > lanes / 4 && p.out_channels < 2 * lanes && taps_of(p) < 16)
-    return "the weights of several places stay in a cache";
-  if (!inward && !Plan::keeps_sums(p) && p.in_channels > most_vectors * lanes)
+  if (b < (inward ? 4 : 8)) return near_by;
+  if (n > lanes && (over == Over::columns || (inward && b < 4 * lanes))) return again;
+  if (n > lanes / 4 && b < 2 * lanes && taps_of(p) < 16) return near_by;
+  if (!inward && !Plan::keeps_sums(p) && a > most_vectors * lanes)
     return "sums of many channels leave room for few pixels";
   return nullptr;
 }

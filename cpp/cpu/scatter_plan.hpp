@@ -57,7 +57,9 @@ struct ScatterPlan {
       parts = greater(1, ceil_div(p.in_channels, width));
       const int64_t cell = rows * (over == Over::samples ? width : padded<Real>(width));
       const int64_t cells = direct ? pixels(p) : greater(1, sums_reals() / cell);
-      cut_boxes(p, call.threads == 1 ? cells : lesser(cells, greater(1, pixels(p) * parts / 64)));
+      // Boxes for threads: as few as will do, where places at their borders are all they cost.
+      const int64_t boxes = call.threads == 1 ? 1 : direct ? 4 * int64_t{threads_of(call)} : 64;
+      cut_boxes(p, lesser(cells, greater(1, pixels(p) * parts / boxes)));
     };
     if (over == Over::samples) {
       const int64_t most = taps <= line || !side_by_side ? line : line / 2;
@@ -68,8 +70,7 @@ struct ScatterPlan {
       const int64_t joint = over == Over::columns ? 1 : taps * (whole ? p.in_channels : 1);
       rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint))));
       // Wide parts are long runs in memory, narrow ones larger boxes.
-      const int64_t widest = whole                   ? p.in_channels
-                             : direct                ? p.in_channels
+      const int64_t widest = whole || direct         ? p.in_channels
                              : over == Over::columns ? most_vectors * L::count
                                                      : (tile_reals / rows - 2 * line) / taps;
       int64_t best = greater(1, widest);
@@ -84,13 +85,13 @@ struct ScatterPlan {
       }
       cut(best);
     }
-    const bool lines_stay = over == Over::samples && side_by_side;
-    const int64_t most =
-        packed ? most_steps
-        : over == Over::samples && !side_by_side
-            ? 64
-            : (over == Over::samples ? 24 : 96) * 1024 / int64_t{sizeof(T)} / (taps * width);
-    steps = even(b, lesser(greater(lines_stay ? 4 : 8, most), packed ? most_steps : 64));
+    const auto steps_in = [&](int64_t cache, int64_t least) {
+      return lesser(greater(least, cache / int64_t{sizeof(T)} / (taps * width)), 64);
+    };
+    steps = even(b, packed                  ? int64_t{most_steps}
+                    : over != Over::samples ? steps_in(96 * 1024, 8)
+                    : side_by_side          ? steps_in(24 * 1024, 4)
+                                            : int64_t{64});
     const int64_t room_of_row = stage_reals / rows - (over == Over::samples ? 0 : 2 * line);
     channels = lesser(b, greater(steps, room_of_row / steps * steps));
     places = channels < b ? 1 : lesser(line, greater(1, stage_reals / (rows * spaced<Real>(b))));

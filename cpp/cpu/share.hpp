@@ -66,6 +66,10 @@ struct Pieces {
   bool left_ = false, single_ = false;
 };
 
+UNSHARED_INLINE int threads_of(const Call& call) {
+  return call.threads > 0 ? call.threads : default_threads();
+}
+
 // Shares out `items` of equal work on as many threads as the call's multiplications are worth.
 UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t items, Body body,
                            const void* context) {
@@ -75,7 +79,7 @@ UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t ite
   for (int s = 0; s < problem.axis_count; ++s)
     work *=
         static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
-  int threads = call.threads > 0 ? call.threads : default_threads();
+  int threads = threads_of(call);
   const double worth_a_thread = multiplications_worth_a_thread();
   while (threads > 1 && work < worth_a_thread * threads) --threads;
   const double run = worth_a_run / (work / static_cast<double>(items) + 1);
