@@ -1,7 +1,6 @@
 // Kernel "gather", its plan: which index lanes run over, and how a call is cut into strips of cells,
 // blocks of samples, parts of columns and pieces of the channels summed over. A small model of what
-// these cost decides; its constants were measured on Zen 4 and on a Xeon
-// of two AVX-512 units.
+// these cost decides; its constants were measured on Zen 4 and on a Xeon of two AVX-512 units.
 #pragma once
 
 #include "gathering.hpp"
@@ -36,7 +35,7 @@ struct GatherPlan {
   int64_t rows = 1;  // samples of a block
   int64_t wide = 1, high = 1;  // strips: of a row of cells, and of a column of them
   int64_t summed =
-      1;  // channels of the small tensor staged together: forward's come first in a chain
+      1;  // channels staged together: those of forward, first in its chains, can be cut
   int64_t width = 1, parts = 1;  // columns done together; how many times
   int64_t items = 0;  // strips, times parts
 

@@ -246,8 +246,8 @@ class Scatter {
       const T* const from = w + b * p.w_out_stride;
       const int64_t after =
           b + steps < channels ? steps * p.w_out_stride : next - b * p.w_out_stride;
-      if (over_samples()) fetch(from + after, steps);
       if (over_samples()) {
+        fetch(from + after, steps);
         if constexpr (Plan::plain) rows_of_columns(dy + b * lanes(), from, steps);
       } else {
         look_beyond(steps, after);
