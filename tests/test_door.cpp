@@ -133,10 +133,17 @@ TEST_CASE("explain names the kernel and what declined before it") {
           "n3 a1>b1 i2048 k3", "n2 a2>b1 i20x20 k1x1"})
       for (Face face : {Face::forward, Face::grad_input, Face::grad_weight})
         CHECK(explain(parse_problem(few), face, DType::float32).kernel == "along");
-    const Problem wide = parse_problem("n9 a40>b80 i7x7 k3x3 w:oakb");
+    const Problem wide = parse_problem("n70 a40>b80 i7x7 k3x3 w:oakb");
     for (DType dtype : {DType::float32, DType::bfloat16, DType::complex64})
       for (Face face : {Face::forward, Face::grad_input})
         CHECK(explain(wide, face, dtype).kernel == "gather");
+    for (const char* one : {"n1 a32>b80 i7x7 k3x3 w:oakb", "n1 a32>b80 i7x7 k3x3 w:obka",
+                            "n1 a32>b80 i7x7 k3x3 w:obak", "n1 a3>b80 i7x7 k3x3 w:oakb"})
+      for (DType dtype : {DType::float32, DType::bfloat16})
+        CHECK(explain(parse_problem(one), Face::grad_input, dtype).kernel == "scatter");
+    CHECK(
+        explain(parse_problem("n1 a40>b80 i7x7 k3x3"), Face::grad_weight, DType::float32).kernel ==
+        "patch");
     CHECK(explain(wide, Face::grad_weight, DType::float64).kernel == "weigh");
     CHECK(explain(wide, Face::grad_weight, DType::complex64).kernel == "tiles");
     CHECK(explain(parse_problem("n2 a1>b1 i2048 k3"), Face::forward, DType::complex64).kernel ==
