@@ -161,11 +161,14 @@ struct GatherPlan {
           const double again = strip * w_bytes <= near_by || blocks == 1 ? 1
                                : strip * w_bytes <= third_cache          ? 6
                                                                          : 16;
+          // Pieces break the runs in which a cell's weights are read.
+          const double broken = pieces > 1 ? 2 : 0;
           const double weights =
               weights_cost(samples, block) +
               (samples ? again - 1 : again) * static_cast<double>(terms * vectors);
           const double cost = work + copies * (samples ? 12 : 14) + lines * 5 +
                               static_cast<double>(2 * (pieces - 1) * n * vectors) +
+                              broken * static_cast<double>(terms * vectors) +
                               static_cast<double>(blocks * pieces) * 200 * per_cell +
                               static_cast<double>(blocks) * weights;
           if (best.cost == 0 || cost < best.cost) best = {cost, true, block, across, down, summed};
