@@ -148,56 +148,20 @@ UNSHARED_INLINE int64_t window_of(const Axis& axis, bool by_input, int64_t cells
   return greater(1, lesser(most, by_input ? axis.output : axis.input));
 }
 
+// Where the taps of a place end, if they lie dense and row-major, `unit` elements apart; 0 if not.
+UNSHARED_INLINE int64_t end_of_taps(const Problem& p, int64_t unit) {
+  for (int s = p.axis_count - 1; s >= 0; --s) {
+    if (p.axes[s].kernel != 1 && p.axes[s].w_tap_stride != unit) return 0;
+    unit *= p.axes[s].kernel;
+  }
+  return unit;
+}
+
 // Whether w is laid out as [...][input channels][taps], the taps of a place and channel side by side,
 // `unit` elements apart.
 UNSHARED_INLINE bool taps_lie_side_by_side(const Problem& p, int64_t unit = 1) {
-  int64_t taps = unit;
-  for (int s = p.axis_count - 1; s >= 0; --s) {
-    if (p.axes[s].kernel != 1 && p.axes[s].w_tap_stride != taps) return false;
-    taps *= p.axes[s].kernel;
-  }
-  return p.w_in_stride == taps || p.in_channels == 1;
-}
-
-// Zero in dw for every tap of the place at those indices that falls into padding, for `ins` by `outs`
-// channels from where dw points.
-template <class T>
-UNSHARED_INLINE void clear_padding(const Problem& p, const int64_t* place, T* dw, int64_t ins,
-                                   int64_t outs) {
-  constexpr int some = 64;
-  int64_t taps[some];
-  int count = 0;
-  const auto clear = [&] {
-    if (p.w_out_stride == 1) {
-      for (int q = 0; q < count; ++q)
-        for (int64_t a = 0; a < ins; ++a)
-          __builtin_memset(dw + taps[q] + a * p.w_in_stride, 0,
-                           static_cast<std::size_t>(outs) * sizeof(T));
-    } else if (p.w_in_stride == 1) {
-      for (int q = 0; q < count; ++q)
-        for (int64_t b = 0; b < outs; ++b)
-          __builtin_memset(dw + taps[q] + b * p.w_out_stride, 0,
-                           static_cast<std::size_t>(ins) * sizeof(T));
-    } else {
-      for (int64_t b = 0; b < outs; ++b)
-        for (int64_t a = 0; a < ins; ++a)
-          for (int q = 0; q < count; ++q)
-            dw[taps[q] + a * p.w_in_stride + b * p.w_out_stride] = T{};
-    }
-    count = 0;
-  };
-  reference::Index k{};
-  do {
-    int64_t w = 0;
-    bool in_chain = true;
-    for (int s = 0; s < p.axis_count; ++s) {
-      in_chain = in_chain && p.axes[s].source(place[s], k.at[s]) >= 0;
-      w += k.at[s] * p.axes[s].w_tap_stride;
-    }
-    if (!in_chain) taps[count++] = w;
-    if (count == some) clear();
-  } while (reference::next(p, k));
-  clear();
+  const int64_t end = end_of_taps(p, unit);
+  return end != 0 && (p.w_in_stride == end || p.in_channels == 1);
 }
 
 // Whether some place has a tap in padding, or between dilated inputs.

@@ -120,13 +120,8 @@ struct ScatterPlan {
   // Whether w is laid out as [...][taps][input channels], all of one place and channel of y side by
   // side, and few enough for a row of the tile.
   static UNSHARED_INLINE bool columns_lie_between_taps(const Problem& p) {
-    int64_t joint = p.in_channels;
-    if (p.w_in_stride != 1) return false;
-    for (int s = p.axis_count - 1; s >= 0; --s) {
-      if (p.axes[s].kernel != 1 && p.axes[s].w_tap_stride != joint) return false;
-      joint *= p.axes[s].kernel;
-    }
-    return joint + 2 * line <= tile_reals;
+    const int64_t joint = end_of_taps(p, p.in_channels);
+    return p.w_in_stride == 1 && joint != 0 && joint + 2 * line <= tile_reals;
   }
   // At most `most` of `all` at a time, in parts of like size.
   static UNSHARED_INLINE int64_t even(int64_t all, int64_t most) {

@@ -270,6 +270,47 @@ UNSHARED_INLINE void unstage(const Box& box, T* memory, const typename Scalar<T>
   Mover<T, false>::move(box, memory, scratch, 0);
 }
 
+// Zero in dw for every tap of the place at those indices that falls into padding, for `ins` by `outs`
+// channels from where dw points.
+template <class T>
+UNSHARED_INLINE void clear_padding(const Problem& p, const int64_t* place, T* dw, int64_t ins,
+                                   int64_t outs) {
+  constexpr int some = 64;
+  int64_t taps[some];
+  int count = 0;
+  const auto clear = [&] {
+    if (p.w_out_stride == 1) {
+      for (int q = 0; q < count; ++q)
+        for (int64_t a = 0; a < ins; ++a)
+          __builtin_memset(dw + taps[q] + a * p.w_in_stride, 0,
+                           static_cast<std::size_t>(outs) * sizeof(T));
+    } else if (p.w_in_stride == 1) {
+      for (int q = 0; q < count; ++q)
+        for (int64_t b = 0; b < outs; ++b)
+          __builtin_memset(dw + taps[q] + b * p.w_out_stride, 0,
+                           static_cast<std::size_t>(ins) * sizeof(T));
+    } else {
+      for (int64_t b = 0; b < outs; ++b)
+        for (int64_t a = 0; a < ins; ++a)
+          for (int q = 0; q < count; ++q)
+            dw[taps[q] + a * p.w_in_stride + b * p.w_out_stride] = T{};
+    }
+    count = 0;
+  };
+  reference::Index k{};
+  do {
+    int64_t w = 0;
+    bool in_chain = true;
+    for (int s = 0; s < p.axis_count; ++s) {
+      in_chain = in_chain && p.axes[s].source(place[s], k.at[s]) >= 0;
+      w += k.at[s] * p.axes[s].w_tap_stride;
+    }
+    if (!in_chain) taps[count++] = w;
+    if (count == some) clear();
+  } while (reference::next(p, k));
+  clear();
+}
+
 // Whether weight gradients should be written around the caches: if few samples leave the time to the
 // memory, and if they would not stay in a cache anyway. Not those that are added to, which are read
 // first. Whoever writes so calls written_around() when done.

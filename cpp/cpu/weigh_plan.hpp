@@ -75,8 +75,8 @@ struct WeighPlan : Weighing {
   static UNSHARED_INLINE Weighing plan(const Problem& p) {
     Weighing w;
     w.over_input = over_inputs(p);
-    w.direct = (w.over_input ? p.w_in_stride == 1 && p.in_channels % L::count == 0
-                             : p.w_out_stride == 1 && p.out_channels % L::count == 0);
+    w.direct = w.over_input ? p.w_in_stride == 1 && p.in_channels % L::count == 0
+                            : p.w_out_stride == 1 && p.out_channels % L::count == 0;
     const Axis& last = p.axes[p.axis_count - 1];
     const int64_t samples = greater(p.batch, 1), rows = taps_of(p) / last.kernel;  // of the window
     if (rows > most_tap_rows) return {};
@@ -94,7 +94,8 @@ struct WeighPlan : Weighing {
     // Vectors of channels staged together, and places: what takes the least time for each place.
     Weighing best;
     double least = 0;
-    for (const Kept kept : {Kept::window, Kept::row, Kept::tap})
+    for (const Kept kept : {Kept::window, Kept::row, Kept::tap}) {
+      if (best.strips != 0) break;  // less of x is kept only where more finds no room
       for (int64_t x_wide = widest; x_wide > 0; --x_wide)
         for (int64_t y_wide = widest; y_wide > 0; --y_wide) {
           w.kept = kept;
@@ -109,6 +110,7 @@ struct WeighPlan : Weighing {
           least = cost;
           best = w;
         }
+    }
     return best;
   }
   // About how many cycles a place takes for each sample, beyond multiplications.
