@@ -24,9 +24,9 @@ struct GatherPlan {
   // Scratch: what is staged, and behind it a panel, which should stay in a first-level cache if it
   // is used by more than one tile; and sums.
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
-  static constexpr int64_t scratch_reals = 98 * 1024 / sizeof(Real);
+  static constexpr int64_t scratch_reals = 316 * 1024 / sizeof(Real);
   static constexpr int64_t stage_reals = scratch_reals - panel_reals;
-  static constexpr int64_t sums_reals = 32 * 1024 / sizeof(Real);
+  static constexpr int64_t sums_reals = 72 * 1024 / sizeof(Real);
 
   bool over_samples = false;  // lanes; else over the result's channels
   bool direct = false;  // whether sums are kept in the result

@@ -23,9 +23,9 @@ struct PatchPlan {
   using L = Lanes<Real>;
   static constexpr int64_t line = 64 / sizeof(Real);
   static constexpr int most_samples = 64, longest_strip = 16;
-  static constexpr int64_t window_reals = 72 * 1024 / sizeof(Real);
-  static constexpr int64_t patch_reals = 64 * 1024 / sizeof(Real);
-  static constexpr int64_t dy_reals = 32 * 1024 / sizeof(Real);
+  static constexpr int64_t window_reals = 240 * 1024 / sizeof(Real);
+  static constexpr int64_t patch_reals = 96 * 1024 / sizeof(Real);
+  static constexpr int64_t dy_reals = 96 * 1024 / sizeof(Real);
 
   int64_t taps = 1;
   int64_t width = 0, parts = 1;  // input channels of a patch; 0: it does not fit

@@ -56,6 +56,8 @@ const char* scatter_declines(const Problem& p) noexcept {
     return inward && a <= 8 * lanes && n <= (last ? lanes : 2 * lanes) ? nullptr : again;
   }
   if (b < (inward ? 4 : 8)) return near_by;
+  if (n > lanes / 2 && Plan::runs_of_columns(p))
+    return (Plan::keeps_sums(p) ? n <= 48 : b >= 2 * lanes) ? nullptr : again;
   if (n > lanes && (over == Over::columns || (inward && b < 4 * lanes))) return again;
   if (n > lanes / 4 && b < 2 * lanes && taps_of(p) < 16) return near_by;
   if (!inward && !Plan::keeps_sums(p) && a > most_vectors * lanes)

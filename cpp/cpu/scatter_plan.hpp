@@ -17,9 +17,9 @@ struct ScatterPlan {
   static constexpr bool plain = sizeof(T) == sizeof(Real);
   static constexpr int64_t line = 64 / sizeof(Real);
   // Scratch: of sums, behind them a tile of joint lanes and a panel, if there are such; and of dy.
-  static constexpr int64_t arena_reals = 128 * 1024 / sizeof(Real);
+  static constexpr int64_t arena_reals = 336 * 1024 / sizeof(Real);
   static constexpr int64_t tile_reals = 24 * 1024 / sizeof(Real);
-  static constexpr int64_t stage_reals = 36 * 1024 / sizeof(Real);
+  static constexpr int64_t stage_reals = 80 * 1024 / sizeof(Real);
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
   static constexpr int most_steps = panel_reals / L::count < 256 ? panel_reals / L::count : 256;
   static constexpr int most_taps = 512;
@@ -102,7 +102,7 @@ struct ScatterPlan {
     return plain && p.x_channel_stride == 1 && p.in_channels % L::count == 0;
   }
   static UNSHARED_INLINE Over lanes_of(const Problem& p) {
-    if (plain && p.batch > L::count / 2) return Over::samples;
+    if (plain && p.batch > L::count / 2 && !runs_of_columns(p)) return Over::samples;
     if (taps_lie_side_by_side(p)) return Over::joint;
     const bool filled = 2 * p.in_channels >= padded<Real>(p.in_channels);
     const bool dense = p.w_out_stride == 1 ? taps_lie_side_by_side(p, p.out_channels)
@@ -110,6 +110,11 @@ struct ScatterPlan {
     return filled || !dense ? Over::columns : Over::joint;
   }
 
+  // Whether a tap's weights are runs of whole vectors.
+  static UNSHARED_INLINE bool runs_of_columns(const Problem& p) {
+    return plain && p.w_in_stride == 1 && !taps_lie_side_by_side(p) &&
+           p.in_channels >= 2 * L::count && p.in_channels % L::count == 0;
+  }
   // Room for sums.
   UNSHARED_INLINE int64_t sums_reals() const {
     return arena_reals - (over == Over::joint ? tile_reals + L::count : 0) -

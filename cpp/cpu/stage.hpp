@@ -14,7 +14,7 @@ namespace unshared {
 namespace {
 
 // What README promises: the extra memory of a call, per worker, on its own stack.
-inline constexpr int64_t most_scratch = 192 * 1024;
+inline constexpr int64_t most_scratch = 448 * 1024;
 
 // Room for so many elements in whole vectors.
 template <class Real>

@@ -31,7 +31,7 @@ struct WeighPlan : Weighing {
   using L = Lanes<Real>;
   static constexpr bool plain = sizeof(T) == sizeof(Real);
   static constexpr int longest_strip = 32, most_tap_rows = 256;
-  static constexpr int64_t arena_reals = 180 * 1024 / sizeof(Real);
+  static constexpr int64_t arena_reals = 416 * 1024 / sizeof(Real);
   static constexpr int64_t sums_reals = 42 * 1024 / sizeof(Real);
 
   explicit UNSHARED_INLINE WeighPlan(const Problem& p) : Weighing(plan(p)) {}
@@ -95,7 +95,10 @@ struct WeighPlan : Weighing {
     Weighing best;
     double least = 0;
     for (const Kept kept : {Kept::window, Kept::row, Kept::tap}) {
-      if (best.strips != 0) break;  // less of x is kept only where more finds no room
+      // Less of x is kept only where more finds no room, or has room for but one place.
+      const bool alone = best.strips != 0;
+      if (alone && (best.strips < last.output || last.output == 1 || kept == Kept::tap)) break;
+      least = 0;
       for (int64_t x_wide = widest; x_wide > 0; --x_wide)
         for (int64_t y_wide = widest; y_wide > 0; --y_wide) {
           w.kept = kept;
@@ -105,6 +108,7 @@ struct WeighPlan : Weighing {
           w.strips =
               kept == Kept::tap ? last.output : greater(1, ceil_div(last.output, longest_strip));
           while (!fits(greater(1, ceil_div(last.output, w.strips)))) ++w.strips;
+          if (alone && w.strips >= last.output) continue;
           const double cost = cost_of(p, w);
           if (least > 0 && cost >= least) continue;
           least = cost;
@@ -139,9 +143,10 @@ struct WeighPlan : Weighing {
                   tile_columns = (w.over_input ? w.x_block : w.y_block) / L::count,
                   wide = lesser(tile_columns, weighed_vectors);
     const int64_t tiles = ceil_div(tile_columns, wide) * ceil_div(tile_rows, weighed_rows_of[wide]);
+    // A tile of one vector has more to load than to multiply.
+    const double tile = 30.0 / static_cast<double>(greater(p.batch, 1)) + (wide == 1 ? 2 : 0);
     return static_cast<double>(x + y) / static_cast<double>(L::count * places) +
-           30.0 * static_cast<double>(tiles * w.x_parts * w.y_parts * taps_of(p)) /
-               static_cast<double>(greater(p.batch, 1));
+           tile * static_cast<double>(tiles * w.x_parts * w.y_parts * taps_of(p));
   }
 };
 

@@ -19,7 +19,7 @@ namespace {
 // Columns of a tile, in vectors, and rows: few sums, so that a tile begins while the one before
 // ends.
 inline constexpr int weighed_vectors = vector_registers == 16 ? 3 : 4;
-inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 14,
+inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 16,
                                           vector_registers == 16 ? 5 : 8,
                                           vector_registers == 16 ? 4 : 6, 6};
 
