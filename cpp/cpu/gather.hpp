@@ -250,8 +250,12 @@ class Gather : GatherCell<T, face> {
   UNSHARED_INLINE void zero(Real* c, int64_t c_row) const {
     const int64_t rows = plan_.over_samples ? columns_ : rows_;
     const int64_t width = plan_.over_samples ? c_row : padded(columns_);
-    for (int64_t m = 0; m < rows; ++m)
-      for (int64_t v = 0; v < width; v += L::count) L::store(c + m * c_row + v, L::zero());
+    const int last = this->lanes_of_c(width / L::count);
+    for (int64_t m = 0; m < rows; ++m) {
+      Real* const row = c + m * c_row;
+      for (int64_t v = 0; v + L::count < width; v += L::count) L::store(row + v, L::zero());
+      if (width > 0) L::store_part(row + width - L::count, L::zero(), last);
+    }
   }
 
   // ---- the small tensor

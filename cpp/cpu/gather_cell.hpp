@@ -88,9 +88,11 @@ class GatherCell {
         for (int64_t v = 0, wide; v < here; v += wide) {
           wide = ceil_div(here - v, ceil_div(here - v, most));
           t.c = c + (first + v) * L::count;
+          t.c_last = lanes_of_c(first + v + wide);
           if (!in_place) {
             Micro<Real> packed{t.a,     panel_ + v * L::count, t.c,         a_row,    c_row,
                                t.steps, small_step_,           panel_step_, from_zero};
+            packed.c_last = t.c_last;
             micro_rows<false>(packed, rows_, wide, ahead_, near_lines());
           } else if constexpr (reals == 1) {
             t.b = from + v * L::count;
@@ -126,6 +128,12 @@ class GatherCell {
         from_zero = false;
       }
     }
+  }
+
+  // Of the vector that so many vectors of a row end with: sums in the result end with the columns.
+  UNSHARED_INLINE int lanes_of_c(int64_t vectors) const {
+    const int64_t beyond = plan_.direct ? vectors * L::count - columns_ * reals : 0;
+    return static_cast<int>(L::count - greater(beyond, 0));
   }
 
   const Problem& p;

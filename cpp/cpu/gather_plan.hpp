@@ -88,9 +88,7 @@ struct GatherPlan {
   }
 
   // Whether sums may stay in the result, with lanes over columns.
-  UNSHARED_INLINE bool keeps_sums() const {
-    return plain && g.result_channel == 1 && g.columns * reals % L::count == 0;
-  }
+  UNSHARED_INLINE bool keeps_sums() const { return plain && g.result_channel == 1; }
 
   // What it takes to bring the weights of a cell to where they are multiplied with `rows` samples, in
   // multiplications of vectors.

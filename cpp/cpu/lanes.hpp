@@ -490,21 +490,49 @@ struct Stored<Half> : StoredHalf<Half> {};
 template <>
 struct Stored<BFloat16> : StoredHalf<BFloat16> {};
 
-// Stores the sums of a tile as T, if wanted around the caches: then rows of c must be aligned.
+// The sums of a tile, kept as T: loaded, or stored, if wanted around the caches; then rows of c must
+// be aligned. Of each row's last vector only `last` lanes are c's.
 template <class L, class T, int M, int V>
-UNSHARED_INLINE void store_tile(const typename L::Vector (&sum)[M][V], T* c, std::int64_t c_row,
-                                bool around) {
-  if (around) {
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) Stored<T>::store_around(c + m * c_row + v * L::count, sum[m][v]);
-    return;
-  }
+UNSHARED_INLINE void load_tile(typename L::Vector (&sum)[M][V], const T* c, std::int64_t c_row,
+                               int last) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) Stored<T>::store(c + m * c_row + v * L::count, sum[m][v]);
+    for (int v = 0; v < V; ++v) {
+      const T* const at = c + m * c_row + v * L::count;
+      sum[m][v] =
+          v == V - 1 && last != L::count ? Stored<T>::load_part(at, last) : Stored<T>::load(at);
+    }
+}
+template <class L, class T, int M, int V>
+UNSHARED_INLINE void store_tile(const typename L::Vector (&sum)[M][V], T* c, std::int64_t c_row,
+                                int last, bool around) {
+  const auto rows = [&](auto store_last, auto store) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        T* const at = c + m * c_row + v * L::count;
+        if (v == V - 1)
+          store_last(at, sum[m][v]);
+        else
+          store(at, sum[m][v]);
+      }
+  };
+  const auto whole = [](T* at, typename L::Vector v) __attribute__((always_inline)) {
+    Stored<T>::store(at, v);
+  };
+  const auto past = [](T* at, typename L::Vector v) __attribute__((always_inline)) {
+    Stored<T>::store_around(at, v);
+  };
+  if (around)
+    rows(past, past);
+  else if (last == L::count)
+    rows(whole, whole);
+  else
+    rows([&](T* at, typename L::Vector v)
+             __attribute__((always_inline)) { Stored<T>::store_part(at, v, last); },
+         whole);
 }
 #endif
 

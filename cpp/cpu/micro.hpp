@@ -48,7 +48,7 @@ struct Micro {
   using Real = typename Scalar<T>::Real;
   const Real* a;
   const T* b;
-  Real* c;  // whole vectors
+  Real* c;
   std::int64_t a_row, c_row, steps;
   const std::int64_t* a_step;
   const std::int64_t* b_step;
@@ -56,6 +56,7 @@ struct Micro {
   Lines fetched = {};
   // Of a panel: whether c, which must be aligned, is written around the caches.
   bool around = false;
+  int c_last = Lanes<Real>::count;  // lanes of each row's last vector that are c's
   // Of a stream:
   int last = Lanes<Real>::count;  // lanes of the last vector that it has; the others are not read
   std::int64_t ahead = 0;  // a line is asked for so many steps before its use
@@ -66,11 +67,14 @@ void micro_tile(const Micro<T>& t) {
   using Real = typename Scalar<T>::Real;
   using L = Lanes<Real>;
   typename L::Vector sum[M][V];
+  if (t.from_zero) {
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      sum[m][v] = t.from_zero ? L::zero() : L::load(t.c + m * t.c_row + v * L::count);
+      for (int v = 0; v < V; ++v) sum[m][v] = L::zero();
+  } else {
+    load_tile<L>(sum, static_cast<const Real*>(t.c), t.c_row, t.c_last);
+  }
   const bool around = reads == Reads::panel && t.around;
   // Stores that miss would wait for each other: their lines are asked for now.
   if (!around) {
@@ -119,7 +123,7 @@ void micro_tile(const Micro<T>& t) {
     else
       steps(std::bool_constant<false>{});
   }
-  store_tile<L>(sum, t.c, t.c_row, around);
+  store_tile<L>(sum, t.c, t.c_row, t.c_last, around);
 }
 
 template <class T, Reads reads, int V>

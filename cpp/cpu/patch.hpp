@@ -85,7 +85,6 @@ class Patch {
   using Plan = PatchPlan<T>;
   using Real = typename Plan::Real;
   using L = typename Plan::L;
-  using S = Stored<T>;
 
  public:
   UNSHARED_INLINE Patch(const Problem& problem, const Call& call, const Plan& plan)
@@ -200,7 +199,7 @@ class Patch {
   }
 
   void multiply(const T* y, T* dw) {
-    const int64_t joint = columns_ * plan_.taps, whole = joint / L::count;
+    const int64_t joint = columns_ * plan_.taps, vectors = ceil_div(joint, L::count);
     for (int64_t b = 0; b < p.out_channels; b += plan_.channels) {
       const int64_t rows = lesser(plan_.channels, p.out_channels - b);
       const int64_t y_row = spaced<Real>(rows);
@@ -216,14 +215,11 @@ class Patch {
       for (int64_t first = 0; first < rows; first += rows_at_a_time) {
         const int64_t here = lesser(rows_at_a_time, rows - first);
         T* const to = dw + (b + first) * p.w_out_stride;
-        int64_t done = 0;
-        for (int64_t wide; done < whole; done += wide) {
-          wide = lesser(whole - done, weighed_vectors);
-          tiles(to + done * L::count, p.w_out_stride, done, wide, first, here, y_row);
+        for (int64_t done = 0, wide; done < vectors; done += wide) {
+          wide = lesser(vectors - done, weighed_vectors);
+          const int64_t lanes = lesser(wide * L::count, joint - done * L::count);
+          tiles(to + done * L::count, done, wide, lanes - (wide - 1) * L::count, first, here, y_row);
         }
-        if (done * L::count < joint)
-          last_lanes(to + done * L::count, done, first, here, y_row,
-                     static_cast<int>(joint - done * L::count));
       }
     }
   }
@@ -232,20 +228,21 @@ class Patch {
     for (int64_t j = 0; j < count; ++j) finite &= v[j] - v[j] == 0;
     return finite != 0;
   }
-  // Rows: channels of dy from `first` on; vectors: of the patch.
-  UNSHARED_INLINE void tiles(T* c, int64_t c_row, int64_t vector, int64_t wide, int64_t first,
+  // Rows: channels of dy from `first` on; vectors: of the patch; of the last one so many lanes.
+  UNSHARED_INLINE void tiles(T* c, int64_t vector, int64_t wide, int64_t last, int64_t first,
                              int64_t rows, int64_t y_row) {
     switch (wide) {
-      case 1: return tiles<1>(c, c_row, vector, first, rows, y_row, around_);
-      case 2: return tiles<2>(c, c_row, vector, first, rows, y_row, around_);
-      case 3: return tiles<3>(c, c_row, vector, first, rows, y_row, around_);
-      default: return tiles<weighed_vectors>(c, c_row, vector, first, rows, y_row, around_);
+      case 1: return tiles<1>(c, vector, last, first, rows, y_row);
+      case 2: return tiles<2>(c, vector, last, first, rows, y_row);
+      case 3: return tiles<3>(c, vector, last, first, rows, y_row);
+      default: return tiles<weighed_vectors>(c, vector, last, first, rows, y_row);
     }
   }
-  template <int V, class Out>
-  UNSHARED_INLINE void tiles(Out* c, int64_t c_row, int64_t vector, int64_t first, int64_t rows,
-                             int64_t y_row, bool around) {
-    Weighed<Out> t{};
+  template <int V>
+  UNSHARED_INLINE void tiles(T* c, int64_t vector, int64_t last, int64_t first, int64_t rows,
+                             int64_t y_row) {
+    const int64_t c_row = p.w_out_stride;
+    Weighed<T> t{};
     t.a = dy_ + first;
     t.b = patch_ + vector * L::count;
     t.c = c;
@@ -253,30 +250,22 @@ class Patch {
     t.b_step = spaced<Real>(plan_.width * plan_.taps);
     t.c_row = c_row;
     t.steps = p.batch;
+    t.last = static_cast<int>(last);
     t.from_zero = !call_.accumulate;
     t.in_ahead = reinterpret_cast<const char*>(patch_);
     int64_t count = ceil_div(rows, weighed_rows_of[V]);
     for (int64_t row = 0; row < rows; --count) {
       const int64_t height = ceil_div(rows - row, count);
-      t.around = around && aligned(t.c, c_row) && (plain || V % 2 == 0);  // whole lines
-      t.out_row = t.around ? 0 : c_row * int64_t{sizeof(Out)};
+      t.around = around_ && last == L::count && aligned(t.c, c_row) &&
+                 (plain || V % 2 == 0);  // whole lines
+      t.out_row = t.around ? 0 : c_row * int64_t{sizeof(T)};
       t.out_ahead = t.around ? t.in_ahead : reinterpret_cast<const char*>(t.c + height * c_row);
-      WeighedTiles<Out, V>::All::of_rows[height - 1](t);
+      WeighedTiles<T, V>::All::of_rows[height - 1](t);
       t.a += height;
       t.c += height * c_row;
       row += height;
     }
   }
-  // A vector of which only some lanes are dw's.
-  void last_lanes(T* dw, int64_t vector, int64_t first, int64_t rows, int64_t y_row, int lanes) {
-    if (call_.accumulate)
-      for (int64_t m = 0; m < rows; ++m)
-        L::store(sums_ + m * L::count, S::load_part(dw + m * p.w_out_stride, lanes));
-    tiles<1>(sums_, L::count, vector, first, rows, y_row, false);
-    for (int64_t m = 0; m < rows; ++m)
-      S::store_part(dw + m * p.w_out_stride, L::load(sums_ + m * L::count), lanes);
-  }
-
   const Problem& p;
   const Call& call_;
   const Plan& plan_;
@@ -289,9 +278,8 @@ class Patch {
   int64_t column_ = 0, columns_ = 0;
   int64_t low_ = -1, unit_ = 1, pixel_[max_axes];  // of the window
   alignas(64) Real window_[Plan::window_reals + L::count];
-  alignas(64) Real patch_[Plan::patch_reals + L::count] = {};
+  alignas(64) Real patch_[Plan::patch_reals + L::count];
   alignas(64) Real dy_[Plan::dy_reals + L::count];
-  alignas(64) Real sums_[rows_at_a_time * L::count];
 };
 
 static_assert(sizeof(Patch<float>) <= most_scratch && sizeof(Patch<double>) <= most_scratch);

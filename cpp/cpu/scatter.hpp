@@ -57,7 +57,7 @@ const char* scatter_declines(const Problem& p) noexcept {
   }
   if (b < (inward ? 4 : 8)) return near_by;
   if (n > lanes / 2 && Plan::runs_of_columns(p))
-    return (Plan::keeps_sums(p) ? n <= 48 : b >= 2 * lanes) ? nullptr : again;
+    return (Plan::keeps_sums(p) ? n <= 64 : b >= 2 * lanes) ? nullptr : again;
   if (n > lanes && (over == Over::columns || (inward && b < 4 * lanes))) return again;
   if (n > lanes / 4 && b < 2 * lanes && taps_of(p) < 16) return near_by;
   if (!inward && !Plan::keeps_sums(p) && a > most_vectors * lanes)
@@ -306,6 +306,7 @@ class Scatter {
     for (int64_t v = 0, wide; v < vectors; v += wide) {
       wide = ceil_div(vectors - v, ceil_div(vectors - v, most));
       const int64_t first = v * L::count, here = lesser(wide * L::count, count - first);
+      const auto last = static_cast<int>(here - (wide - 1) * L::count);
       if (plan_.packed) {
         const int64_t width = wide * L::count;
         const auto place = [&](int64_t j) __attribute__((always_inline)) { return j * width; };
@@ -314,13 +315,15 @@ class Scatter {
         for (int64_t s = width == panel_width_ ? most_steps : 0; s < most_steps; ++s)
           panel_step_[s] = s * width;
         panel_width_ = width;
-        const Micro<Real> t{dy,    panel_,   c + first,   y_row_, c_row,
-                            steps, dy_step_, panel_step_, false};
+        Micro<Real> t{dy,    panel_,   c + first,   y_row_, c_row,
+                      steps, dy_step_, panel_step_, false};
+        if (plan_.direct) t.c_last = last;
         micro_rows<false>(t, rows_, wide, ahead_, nullptr);
       } else {
         Micro<T> t{dy, w + first, c + first, y_row_, c_row, steps, dy_step_, w_step_, false};
         t.ahead = steps;
-        t.last = static_cast<int>(here - (wide - 1) * L::count);
+        t.last = last;
+        if (plan_.direct) t.c_last = last;
         micro_rows<true>(t, rows_, wide, ahead_, nullptr);
       }
     }

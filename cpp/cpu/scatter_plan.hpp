@@ -99,7 +99,7 @@ struct ScatterPlan {
 
   // Whether the result is laid out as sums are, with lanes over columns.
   static UNSHARED_INLINE bool keeps_sums(const Problem& p) {
-    return plain && p.x_channel_stride == 1 && p.in_channels % L::count == 0;
+    return plain && p.x_channel_stride == 1;
   }
   static UNSHARED_INLINE Over lanes_of(const Problem& p) {
     if (plain && p.batch > L::count / 2 && !runs_of_columns(p)) return Over::samples;
@@ -110,10 +110,10 @@ struct ScatterPlan {
     return filled || !dense ? Over::columns : Over::joint;
   }
 
-  // Whether a tap's weights are runs of whole vectors.
+  // Whether a tap's weights are runs of vectors.
   static UNSHARED_INLINE bool runs_of_columns(const Problem& p) {
     return plain && p.w_in_stride == 1 && !taps_lie_side_by_side(p) &&
-           p.in_channels >= 2 * L::count && p.in_channels % L::count == 0;
+           p.in_channels >= 2 * L::count && (keeps_sums(p) || p.in_channels % L::count == 0);
   }
   // Room for sums.
   UNSHARED_INLINE int64_t sums_reals() const {

@@ -315,6 +315,7 @@ class Weigh {
       t.a_step = over ? plan_.y_block : plan_.x_block;
       t.b_step = over ? plan_.x_block : plan_.y_block;
       t.steps = p.batch;
+      t.last = L::count;
       t.from_zero = !call_.accumulate;
       return t;
     };
@@ -421,6 +422,8 @@ class Weigh {
     while (vectors > 0) {
       const int64_t wide = ceil_div(vectors, ceil_div(vectors, weighed_vectors));
       vectors -= wide;
+      if (vectors == 0 && plan_.direct) t.last = static_cast<int>(columns - (wide - 1) * L::count);
+      columns -= wide * L::count;
       const Out* const beside = vectors > 0 ? t.c + wide * L::count : next;
       if (wide == 1) tiles<1>(t, rows, beside);
       if (wide == 2) tiles<2>(t, rows, beside);

@@ -75,8 +75,7 @@ struct WeighPlan : Weighing {
   static UNSHARED_INLINE Weighing plan(const Problem& p) {
     Weighing w;
     w.over_input = over_inputs(p);
-    w.direct = w.over_input ? p.w_in_stride == 1 && p.in_channels % L::count == 0
-                            : p.w_out_stride == 1 && p.out_channels % L::count == 0;
+    w.direct = (w.over_input ? p.w_in_stride : p.w_out_stride) == 1;
     const Axis& last = p.axes[p.axis_count - 1];
     const int64_t samples = greater(p.batch, 1), rows = taps_of(p) / last.kernel;  // of the window
     if (rows > most_tap_rows) return {};

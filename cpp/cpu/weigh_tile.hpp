@@ -32,6 +32,7 @@ struct Weighed {
   const Real* b;
   T* c;
   int64_t a_step, b_step, c_row, steps;
+  int last;  // lanes of each row's last vector that are c's
   bool from_zero;
   bool around;  // whether c, which must be aligned, is written around the caches
   const char* out_ahead;
@@ -45,11 +46,14 @@ void weighed_tile(const Weighed<T>& t) {
   using Real = typename Scalar<T>::Real;
   using L = Lanes<Real>;
   typename L::Vector sum[M][V];
+  if (t.from_zero) {
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      sum[m][v] = t.from_zero ? L::zero() : Stored<T>::load(t.c + m * t.c_row + v * L::count);
+      for (int v = 0; v < V; ++v) sum[m][v] = L::zero();
+  } else {
+    load_tile<L>(sum, static_cast<const T*>(t.c), t.c_row, t.last);
+  }
   const Real* a = t.a;
   const Real* b = t.b;
   const char* in_ahead = t.in_ahead;
@@ -87,7 +91,7 @@ void weighed_tile(const Weighed<T>& t) {
       b += b_step;
     }
   }
-  store_tile<L>(sum, t.c, t.c_row, t.around);
+  store_tile<L>(sum, t.c, t.c_row, t.last, t.around);
 }
 
 template <class T, int V>
