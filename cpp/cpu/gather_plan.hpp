@@ -121,9 +121,10 @@ struct GatherPlan {
     const int64_t most_cells = greater(1, threads ? cells / 32 : cells);
     const int64_t most_samples = samples ? most_vectors * L::count : n;
     const int64_t w_bytes = terms * g.columns * int64_t{sizeof(T)};
-    const auto work = samples ? static_cast<double>(ceil_div(n, L::count) *
-                                                    (terms * greater(g.columns, 4) + 8 * g.columns))
-                              : static_cast<double>(n * terms * vectors);
+    const auto work = samples
+                          ? static_cast<double>(ceil_div(n, L::count) *
+                                                (terms * greater(g.columns, 4) + 8 * g.columns))
+                          : static_cast<double>(n * terms * vectors) * (vectors == 1 ? 1.08 : 1);
     Cut best;
     for (int64_t across = ceil_div(row, longest_strip), last = 0;
          across > last && (fetches || best.cost == 0);
@@ -191,10 +192,11 @@ struct GatherPlan {
     const int64_t places_of_rows =
         page / greatest_divisor(page, g.small_batch * int64_t{sizeof(T)} & (page - 1));
     const bool collide = lesser(block, tallest_rows(2)) > 8 * places_of_rows;
-    const double cost =
-        work * (collide ? 1.5 : 1) + static_cast<double>(n * terms * reals / line) * 4 +
-        static_cast<double>(blocks) *
-            (weights_cost(false, block) + static_cast<double>(terms * vectors) + 200);
+    const bool near_by = n * terms * int64_t{sizeof(T)} <= second_cache;  // from cell to cell
+    const double cost = work * (collide ? 1.5 : 1) +
+                        static_cast<double>(n * terms * reals / line) * (near_by ? 2 : 4) +
+                        static_cast<double>(blocks) * (weights_cost(false, block) +
+                                                       static_cast<double>(terms * vectors) + 200);
     return cost < best.cost ? Cut{cost, false, block, row, column, g.summed} : best;
   }
 

@@ -519,12 +519,10 @@ UNSHARED_INLINE void store_tile(const typename L::Vector (&sum)[M][V], T* c, std
           store(at, sum[m][v]);
       }
   };
-  const auto whole = [](T* at, typename L::Vector v) __attribute__((always_inline)) {
-    Stored<T>::store(at, v);
-  };
-  const auto past = [](T* at, typename L::Vector v) __attribute__((always_inline)) {
-    Stored<T>::store_around(at, v);
-  };
+  const auto whole = [](T* at, typename L::Vector v)
+                         __attribute__((always_inline)) { Stored<T>::store(at, v); };
+  const auto past = [](T* at, typename L::Vector v)
+                        __attribute__((always_inline)) { Stored<T>::store_around(at, v); };
   if (around)
     rows(past, past);
   else if (last == L::count)

@@ -218,7 +218,8 @@ class Patch {
         for (int64_t done = 0, wide; done < vectors; done += wide) {
           wide = lesser(vectors - done, weighed_vectors);
           const int64_t lanes = lesser(wide * L::count, joint - done * L::count);
-          tiles(to + done * L::count, done, wide, lanes - (wide - 1) * L::count, first, here, y_row);
+          tiles(to + done * L::count, done, wide, lanes - (wide - 1) * L::count, first, here,
+                y_row);
         }
       }
     }

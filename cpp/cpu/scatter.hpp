@@ -315,8 +315,7 @@ class Scatter {
         for (int64_t s = width == panel_width_ ? most_steps : 0; s < most_steps; ++s)
           panel_step_[s] = s * width;
         panel_width_ = width;
-        Micro<Real> t{dy,    panel_,   c + first,   y_row_, c_row,
-                      steps, dy_step_, panel_step_, false};
+        Micro<Real> t{dy, panel_, c + first, y_row_, c_row, steps, dy_step_, panel_step_, false};
         if (plan_.direct) t.c_last = last;
         micro_rows<false>(t, rows_, wide, ahead_, nullptr);
       } else {
