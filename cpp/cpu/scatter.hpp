@@ -48,7 +48,11 @@ const char* scatter_declines(const Problem& p) noexcept {
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels;
   const Over over = Plan::lanes_of(p);
   const bool inward = p.w_out_stride == 1, few = 2 * a <= lanes;
-  if (taps_lie_side_by_side(p)) return b < (over == Over::samples ? 12 : 4) ? near_by : nullptr;
+  if (taps_lie_side_by_side(p)) {
+    const bool small = taps_of(p) * a * b * int64_t{sizeof(T)} <= 16 * 1024;
+    if (n > 4 * lanes && p.x_channel_stride != 1 && small) return again;
+    return b < (over == Over::samples ? 12 : 4) ? near_by : nullptr;
+  }
   if (over == Over::samples) {
     const bool last = p.y_channel_stride == 1;
     if (b < 12) return near_by;

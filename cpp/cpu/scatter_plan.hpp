@@ -61,21 +61,11 @@ struct ScatterPlan {
       const int64_t boxes = call.threads == 1 ? 1 : direct ? 4 * int64_t{threads_of(call)} : 64;
       cut_boxes(p, lesser(cells, greater(1, pixels(p) * parts / boxes)));
     };
-    if (over == Over::samples) {
-      const int64_t most = taps <= line || !side_by_side ? line : line / 2;
-      const int64_t wide = greater(2, line / even(p.in_channels, most));  // tiles of some 16 sums
-      rows = even(ceil_div(n, L::count), lesser(most_vectors, wide)) * L::count;
-      cut(most);
-    } else {
-      const int64_t joint = over == Over::columns ? 1 : taps * (whole ? p.in_channels : 1);
-      rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint))));
-      // Wide parts are long runs in memory, narrow ones larger boxes.
-      const int64_t widest = whole || direct         ? p.in_channels
-                             : over == Over::columns ? most_vectors * L::count
-                                                     : (tile_reals / rows - 2 * line) / taps;
+    // Wide parts are long runs in memory, narrow ones larger boxes. Returns how much is read, about.
+    const auto choose = [&](int64_t widest, int64_t narrowest) {
       int64_t best = greater(1, widest);
       double least = 0;
-      for (int64_t most = best; most > 0 && !((whole || direct) && least > 0); most /= 2) {
+      for (int64_t most = best; most > 0 && (most >= narrowest || least == 0); most /= 2) {
         cut(most);
         const double cost =
             reached * (1 + 512.0 / static_cast<double>(width * taps * int64_t{sizeof(T)}));
@@ -84,13 +74,43 @@ struct ScatterPlan {
         best = most;
       }
       cut(best);
+      return least;
+    };
+    if (over == Over::samples) {
+      const int64_t narrow = taps <= line || !side_by_side ? line : line / 2;
+      const int64_t widest = taps <= line && side_by_side ? 4 * line : narrow;
+      // Tiles of some 16 sums; or more samples, if weights are then read fewer times.
+      const int64_t vectors = ceil_div(n, L::count);
+      int64_t best = 0;
+      double least = 0;
+      for (int64_t wide = lesser(most_vectors, greater(2, line / even(p.in_channels, narrow)));
+           wide <= most_vectors; ++wide) {
+        const int64_t here = even(vectors, wide) * L::count;
+        if (here == best) continue;
+        rows = here;
+        const double cost = choose(widest, narrow) * static_cast<double>(ceil_div(n, rows));
+        if (least > 0 && cost > 0.8 * least) continue;
+        least = cost;
+        best = rows;
+      }
+      rows = best;
+      choose(widest, narrow);
+    } else {
+      const int64_t joint = over == Over::columns ? 1 : taps * (whole ? p.in_channels : 1);
+      rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint))));
+      if (whole || direct)
+        choose(p.in_channels, p.in_channels);
+      else
+        choose(
+            over == Over::columns ? most_vectors * L::count : (tile_reals / rows - 2 * line) / taps,
+            1);
     }
     const auto steps_in = [&](int64_t cache, int64_t least) {
       return lesser(greater(least, cache / int64_t{sizeof(T)} / (taps * width)), 64);
     };
     steps = even(b, packed                  ? int64_t{most_steps}
                     : over != Over::samples ? steps_in(96 * 1024, 8)
-                    : side_by_side          ? steps_in(24 * 1024, 4)
+                    : side_by_side          ? steps_in(48 * 1024, 4)
                                             : int64_t{64});
     const int64_t room_of_row = stage_reals / rows - (over == Over::samples ? 0 : 2 * line);
     channels = lesser(b, greater(steps, room_of_row / steps * steps));

@@ -16,6 +16,8 @@ namespace {
 // What README promises: the extra memory of a call, per worker, on its own stack.
 inline constexpr int64_t most_scratch = 448 * 1024;
 
+UNSHARED_INLINE int64_t magnitude(int64_t n) { return n < 0 ? -n : n; }
+
 // Room for so many elements in whole vectors.
 template <class Real>
 UNSHARED_INLINE int64_t padded(int64_t n) {
@@ -220,6 +222,28 @@ struct Mover {
         }
     }
     if (!squares && box.depth > 0) fast = box.loop[--box.depth];
+    if (!squares) return move(box, fast, false, memory, scratch, ahead);
+    // In the order of memory, so that few pages of it are at hand at a time.
+    for (int d = 1; d < box.depth; ++d)
+      for (int q = d; q > 0 && magnitude(box.loop[q - 1].memory) < magnitude(box.loop[q].memory);
+           --q) {
+        const Box::Loop outer = box.loop[q];
+        box.loop[q] = box.loop[q - 1];
+        box.loop[q - 1] = outer;
+      }
+    const int64_t lanes = box.lanes;
+    const bool far = box.depth > 0 && magnitude(box.lane_memory) > magnitude(box.loop[0].memory);
+    const int64_t step = far ? L::count : lanes;
+    for (int64_t l = 0; l < lanes; l += step) {
+      box.lanes = lesser(step, lanes - l);
+      move(box, fast, true, memory + l * box.lane_memory, scratch + l, ahead);
+    }
+  }
+
+ private:
+  // `fast`: the innermost loop; the others outside of it in their order.
+  static UNSHARED_INLINE void move(const Box& box, const Box::Loop& fast, bool squares,
+                                   Memory* memory, Scratch* scratch, int64_t ahead) {
     const auto place = [&](int64_t j) __attribute__((always_inline)) { return j * fast.scratch; };
     int64_t at[max_axes + 3] = {};
     for (;;) {

@@ -413,7 +413,6 @@ class Weigh {
             unstage(box, to, sums);
           }
   }
-  static UNSHARED_INLINE int64_t magnitude(int64_t n) { return n < 0 ? -n : n; }
 
   // Rows by columns; `next`: where the sums of the next call will stand.
   template <class Out>
