@@ -46,7 +46,7 @@ struct AlongPlan {
   const char* reason = nullptr;  // why not
 
   explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
-    if (2 * columns() > lanes && !thin()) {
+    if ((2 * columns() > lanes && !thin()) || half_filled()) {
       reason = "there are channels enough to fill lanes with";
       return;
     }
@@ -113,6 +113,14 @@ struct AlongPlan {
                                                     : lesser(p.in_channels, p.out_channels);
     const int64_t channel = face == Face::forward ? p.y_channel_stride : p.x_channel_stride;
     return side * taps_of(p) < few && (face == Face::grad_weight || channel != 1);
+  }
+  // Whether weight gradients of as many channels as fill half a vector use what is staged for them so
+  // often that lanes over channels take less time all the same.
+  UNSHARED_INLINE bool half_filled() const {
+    constexpr int64_t many_taps = 20;
+    return face == Face::grad_weight && 2 * columns() == lanes &&
+           4 * lesser(p.in_channels, p.out_channels) > lanes &&
+           (p.x_channel_stride == 1 || taps_of(p) > many_taps);
   }
   UNSHARED_INLINE int group_axis() const { return p.mapped ? 1 : 0; }
   UNSHARED_INLINE int64_t others() const {  // taps along the other axes
