@@ -134,6 +134,24 @@ DEFECTS = [
         "y + begin * last.y_stride",
     ),
     Defect(
+        "odd channels: the last one left unwritten",
+        "cpp/cpu/gather_cell.hpp",
+        "plan_.direct ? vectors * L::count - columns_ * reals : 0;",
+        "plan_.direct ? vectors * L::count - columns_ * reals + 1 : 0;",
+    ),
+    Defect(
+        "odd channels: a tile writes over what lies behind its last one",
+        "cpp/cpu/lanes.hpp",
+        "Stored<T>::store_part(at, v, last); },",
+        "Stored<T>::store(at, v); },",
+    ),
+    Defect(
+        "many samples, moved sixteen at a time: the last ones too many",
+        "cpp/cpu/stage.hpp",
+        "box.lanes = lesser(step, lanes - l);",
+        "box.lanes = step;",
+    ),
+    Defect(
         "a patch keeps the padding of the one before",
         "cpp/cpu/patch.hpp",
         "for (int64_t j = 0; j < p.batch * row; j += L::count) L::store(patch_ + j, L::zero());",
