@@ -146,6 +146,12 @@ DEFECTS = [
         "Stored<T>::store(at, v); },",
     ),
     Defect(
+        "odd channels: written around the caches as if vectors were whole",
+        "cpp/cpu/weigh.hpp",
+        "t.around = around && t.last == L::count && aligned(t.c, t.c_row) &&",
+        "t.around = around && aligned(t.c, t.c_row) &&",
+    ),
+    Defect(
         "many samples, moved sixteen at a time: the last ones too many",
         "cpp/cpu/stage.hpp",
         "box.lanes = lesser(step, lanes - l);",

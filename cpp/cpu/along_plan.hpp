@@ -120,7 +120,7 @@ struct AlongPlan {
     constexpr int64_t many_taps = 20;
     return face == Face::grad_weight && 2 * columns() == lanes &&
            4 * lesser(p.in_channels, p.out_channels) > lanes &&
-           (p.x_channel_stride == 1 || taps_of(p) > many_taps);
+           taps_of(p) > (p.x_channel_stride == 1 ? 1 : many_taps);
   }
   UNSHARED_INLINE int group_axis() const { return p.mapped ? 1 : 0; }
   UNSHARED_INLINE int64_t others() const {  // taps along the other axes

@@ -5,8 +5,8 @@
 // a box of pixels stay in scratch, or in dx, while the places that reach it go by, in ascending order:
 // each takes its weights once and continues the chain of every pixel it reaches by its channels of dy,
 // as small matrix products. Lanes run over samples, weights broadcast from where they are; or, with
-// few samples, over the columns of a tap, or, if those are few, over columns and taps, read in place
-// or from a panel.
+// few samples or where a tap's weights are long runs, over the columns of a tap, or, if those are few,
+// over columns and taps, read in place or from a panel.
 // Accumulator: float32 for half types, else the element type. Order: places ascending, for each b
 // ascending, as the nest of a pixel has it. Deterministic: one chain, one worker.
 #pragma once

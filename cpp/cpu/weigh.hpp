@@ -2,8 +2,9 @@
 //
 // A strip of neighbouring places along the last axis reads a window of x and its places of dy; both
 // are staged as panels, for each pixel samples by channels, whatever their memory order. The rows
-// of the window stay while the strip moves on along the axis before; where they do not all find room,
-// a row at a time is staged, or the pixels of one tap. For each place and tap, rows and columns of a product are the channels of x and dy, or of dy and x, its steps the samples.
+// of the window stay while the strip moves on along the axis before; where they do not all find room
+// for several places, a row at a time is staged, or the pixels of one tap. For each place and tap, rows
+// and columns of a product are the channels of x and dy, or of dy and x, its steps the samples.
 // Accumulator: float32 for half types, else the element type. Order: n ascending. Deterministic:
 // each dw[o, k, a, b] is one chain of one worker. Taps in padding get an empty chain.
 #pragma once
@@ -442,7 +443,8 @@ class Weigh {
       // Lines of dw are asked for a tile ahead, or a place if tiles are small; by the last byte of
       // a vector: if it crosses lines, the first is its neighbour's, too.
       const Out* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
-      t.around = around && aligned(t.c, t.c_row) && (plain || V % 2 == 0);  // whole lines
+      t.around = around && t.last == L::count && aligned(t.c, t.c_row) &&
+                 (plain || V % 2 == 0);  // whole lines
       t.out_ahead = t.around ? idle_ : reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
       t.in_step = 0;
@@ -494,7 +496,7 @@ const char* weigh_declines(const Problem& p) noexcept {
     const WeighPlan<T> plan(p);
     if (plan.strips == 0) return "what a place sees of all samples is too large to be staged";
     if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8 ||
-        (plan.kept != Kept::window && 2 * p.in_channels < plan.x_block * plan.x_parts) ||
+        (plan.kept != Kept::window && WeighPlan<T>::half_empty(p, plan)) ||
         (plan.kept == Kept::tap && plan.x_parts * plan.y_parts > 2))
       return "what is staged would be used too few times";
     return nullptr;

@@ -55,6 +55,11 @@ struct WeighPlan : Weighing {
     return call.threads == 1 ? 1 : lesser(rows_of(p), ceil_div(int64_t{64}, others));
   }
 
+  // Whether most of what is staged of x are lanes without a channel.
+  static UNSHARED_INLINE bool half_empty(const Problem& p, const Weighing& w) {
+    return 2 * p.in_channels < w.x_block * w.x_parts;
+  }
+
  private:
   static constexpr int64_t widest = 4;  // vectors of channels staged together
 
@@ -107,7 +112,7 @@ struct WeighPlan : Weighing {
           w.strips =
               kept == Kept::tap ? last.output : greater(1, ceil_div(last.output, longest_strip));
           while (!fits(greater(1, ceil_div(last.output, w.strips)))) ++w.strips;
-          if (alone && w.strips >= last.output) continue;
+          if (alone && (w.strips >= last.output || half_empty(p, w))) continue;
           const double cost = cost_of(p, w);
           if (least > 0 && cost >= least) continue;
           least = cost;
