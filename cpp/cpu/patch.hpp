@@ -182,6 +182,9 @@ class Patch {
     for (int s = 0; s <= z_; ++s) whole_ = whole_ && reach_[s].count == p.axes[s].kernel;
     if (!whole_)
       for (int64_t j = 0; j < p.batch * row; j += L::count) L::store(patch_ + j, L::zero());
+    else  // the last vector of a row may have lanes that are no one's, and are multiplied
+      for (int64_t n = 0; n < p.batch; ++n)
+        L::store(patch_ + n * row + (columns_ * plan_.taps - 1) / L::count * L::count, L::zero());
     int64_t from = 0, to = 0;
     Box box;
     box.add(p.batch, row, padded<Real>(plan_.width));

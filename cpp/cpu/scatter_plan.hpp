@@ -63,17 +63,17 @@ struct ScatterPlan {
     };
     // Wide parts are long runs in memory, narrow ones larger boxes. Returns how much is read, about.
     const auto choose = [&](int64_t widest, int64_t narrowest) {
-      int64_t best = greater(1, widest);
+      int64_t best = greater(1, lesser(widest, p.in_channels)), last = 0;
       double least = 0;
       for (int64_t most = best; most > 0 && (most >= narrowest || least == 0); most /= 2) {
-        cut(most);
+        cut(last = most);
         const double cost =
             reached * (1 + 512.0 / static_cast<double>(width * taps * int64_t{sizeof(T)}));
         if (least > 0 && cost >= least) continue;
         least = cost;
         best = most;
       }
-      cut(best);
+      if (last != best) cut(best);
       return least;
     };
     if (over == Over::samples) {
@@ -93,8 +93,10 @@ struct ScatterPlan {
         least = cost;
         best = rows;
       }
-      rows = best;
-      choose(widest, narrow);
+      if (rows != best) {
+        rows = best;
+        choose(widest, narrow);
+      }
     } else {
       const int64_t joint = over == Over::columns ? 1 : taps * (whole ? p.in_channels : 1);
       rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint))));
