@@ -128,6 +128,12 @@ DEFECTS = [
         "r.partner +=",
     ),
     Defect(
+        "the last, fewer steps of a place leave others in the table for the next place",
+        "cpp/cpu/scatter.hpp",
+        "w_step_[most_steps + s] = w_step_[s] + after;",
+        "w_step_[(steps < plan_.steps ? steps : most_steps) + s] = w_step_[s] + after;",
+    ),
+    Defect(
         "a place's second share of channels continues with the first one's gradients",
         "cpp/cpu/scatter.hpp",
         "y + begin * last.y_stride + b * p.y_channel_stride",

@@ -286,9 +286,10 @@ class Scatter {
     box.add(steps, p.w_out_stride, p.w_out_stride);
     ahead_[1] = lines_.of(box, next);
   }
-  // The steps that follow those at hand, for streams to ask for.
+  // The steps that follow those at hand, for streams to ask for. Their place in the table does not
+  // depend on how many there are now: the last ones may be fewer.
   UNSHARED_INLINE void look_beyond(int64_t steps, int64_t after) {
-    for (int64_t s = 0; s < steps; ++s) w_step_[steps + s] = w_step_[s] + after;
+    for (int64_t s = 0; s < steps; ++s) w_step_[most_steps + s] = w_step_[s] + after;
   }
 
   // Vectors: samples; rows: columns of one tap after the other.
@@ -324,7 +325,7 @@ class Scatter {
         micro_rows<false>(t, rows_, wide, ahead_, nullptr);
       } else {
         Micro<T> t{dy, w + first, c + first, y_row_, c_row, steps, dy_step_, w_step_, false};
-        t.ahead = steps;
+        t.ahead = most_steps;
         t.last = last;
         if (plan_.direct) t.c_last = last;
         micro_rows<true>(t, rows_, wide, ahead_, nullptr);
