@@ -143,7 +143,7 @@ class Gather : GatherCell<T, face> {
       const Sums sums = sums_of(along_.count, result_along);
       // A cell by itself may read more than there is room for: it is staged in pieces of its chain. A
       // strip is staged some channels at a time.
-      const int64_t room = Plan::stage_reals / plan_.rows;  // of a sample
+      const int64_t room = plan_.stage_reals / plan_.rows;  // of a sample
       int64_t piece = nest.total();
       if (!by_input && plan_.summed < g.summed)
         piece = piece / g.summed * plan_.summed;
@@ -264,10 +264,11 @@ class Gather : GatherCell<T, face> {
   // into those of scratch; returns the distance of two samples there. What lies `next` further on is
   // fetched while this is computed with.
   UNSHARED_INLINE int64_t stage_small(Nest& nest, const T* from, int64_t next) {
-    int fast = -1;  // the loop that runs along memory; innermost in scratch
-    for (int d = 0; d < nest.depth; ++d)
-      if (nest.loop[d].count > 1 && (fast < 0 || nest.loop[d].first == 1)) fast = d;
     const bool over_samples = plan_.over_samples;
+    const bool by_channel = plan_.by_channel && along_.count * across_.count > 1;
+    int fast = -1;  // innermost in scratch: the loop that runs along memory, or the last one
+    for (int d = 0; d < nest.depth; ++d)
+      if (nest.loop[d].count > 1 && (fast < 0 || by_channel || nest.loop[d].first == 1)) fast = d;
     int64_t size = over_samples ? ceil_div(rows_, L::count) * L::count : int64_t{reals};
     int64_t strides[max_axes + 1] = {};
     const auto place = [&](int d) {
@@ -275,6 +276,7 @@ class Gather : GatherCell<T, face> {
       size *= nest.loop[d].count;
     };
     if (fast >= 0) place(fast);
+    if (by_channel) size = ceil_div(size, L::count) * L::count;  // squares are moved
     for (int d = nest.depth - 1; d >= 0; --d)
       if (d != fast) place(d);
     const int64_t row = spaced<Real>(size);
@@ -287,7 +289,7 @@ class Gather : GatherCell<T, face> {
       box.lanes = rows_;
       box.lane_memory = g.small_batch;
     } else {
-      box.dense = true;
+      box.dense = !by_channel;
       if (fast >= 0) {
         box.lanes = nest.loop[fast].count;
         box.lane_memory = nest.loop[fast].first;

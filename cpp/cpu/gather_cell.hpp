@@ -10,6 +10,7 @@
 #include "gather_plan.hpp"
 #include "lines.hpp"
 #include "panel.hpp"
+#include "turned.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -35,6 +36,9 @@ class GatherCell {
   UNSHARED_INLINE void over_columns(const Nest& nest, const Real* a, int64_t a_row, const T* w,
                                     int64_t w_next, Real* c, int64_t c_row, bool from_zero,
                                     bool fresh) {
+    if constexpr (Plan::turns)
+      if (plan_.turned && rows_ <= most_rows_turned)
+        return columns_turned(nest, a, a_row, w, w_next, c, c_row, from_zero);
     const int64_t vectors = Plan::vectors_of(columns_);
     const int most = rows_ <= tallest_rows(4) ? 4 : rows_ <= tallest_rows(3) ? 3 : 2;  // of a tile
     const bool whole = columns_ * reals % L::count == 0;
@@ -48,11 +52,14 @@ class GatherCell {
     const int64_t group = in_place                ? vectors
                           : once && !along_memory ? 1
                                                   : ceil_div(vectors, ceil_div(vectors, most));
-    int64_t room = stage_ + scratch_reals - panel_;
+    const int64_t all_room = stage_ + scratch_reals - panel_;
+    int64_t room = all_room;
     if (!once && nest.total() * group * L::count * reals > room) room = Plan::panel_reals;
-    const int64_t limit = stream ? (vectors <= most ? 256 / vectors : int64_t{steps_ahead})
-                                 : room / (group * L::count * reals);
-    Pieces pieces(nest, lesser(limit, table_steps));
+    int64_t limit = stream ? (vectors <= most ? 256 / vectors : int64_t{steps_ahead})
+                           : room / (group * L::count * reals);
+    if (!in_place)
+      limit = greater(limit, lesser(plan_.whole_lines, all_room / (group * L::count * reals)));
+    Pieces pieces(nest, lesser(limit, table_steps), in_place ? 1 : int64_t{64 / sizeof(T)});
     while (pieces.more()) {
       const Nest part = pieces.part;
       const int64_t steps = part.total();
@@ -165,6 +172,59 @@ class GatherCell {
     ahead_[of_w] = w_lines_.of(box, next);
   }
 
+  // Weights of forward whose chain ascends in memory, each column's: its channels, and of each its taps.
+  UNSHARED_INLINE void columns_turned(const Nest& nest, const Real* a, int64_t a_row, const T* w,
+                                      int64_t w_next, Real* c, int64_t c_row, bool from_zero) {
+    const Nest::Loop& channels = nest.loop[0];
+    Nest part = nest;
+    const int64_t most = table_steps / plan_.taps;  // whole squares, if there is room for some
+    part.loop[0].count =
+        lesser(channels.count, most < L::count ? most : most / L::count * L::count);
+    const bool gaps = spread(part) != part.total();
+    const int64_t tail = positions_ - (part.loop[0].count - 1) * plan_.taps;  // of the last channel
+    Turned<T> t{a, w, c, a_row, c_row, g.w_column, 0, small_step_, gaps, false};
+    const bool small = L::count * magnitude(g.w_column) * int64_t{sizeof(T)} <= 128 * 1024;
+    for (int64_t first = 0; first < columns_; first += L::count) {
+      const bool more = first + L::count < columns_;
+      t.lanes = static_cast<int>(lesser(L::count, columns_ - first));
+      t.c = c + first;
+      t.c_last = lanes_of_c(first / L::count + 1);
+      t.ahead = !small ? 256 : more ? L::count * g.w_column : w_next - first * g.w_column;
+      t.from_zero = from_zero;
+      for (int64_t from = 0; from < channels.count; from += part.loop[0].count) {
+        const int64_t here = lesser(part.loop[0].count, channels.count - from);
+        t.a = a + from * channels.first;
+        t.w = w + first * g.w_column + from * channels.second;
+        t.steps = (here - 1) * plan_.taps + tail;
+        turned_rows(t, rows_);
+        t.from_zero = false;
+      }
+    }
+  }
+  // The offsets of a nest's steps in the small tensor by where their weights lie; gaps between them.
+  // Returns how many positions that are.
+  UNSHARED_INLINE int64_t spread(const Nest& nest) {
+    if (nest.same(nest_)) return positions_;
+    nest_ = nest;
+    positions_ = 1;
+    for (int d = 0; d < nest.depth; ++d)
+      positions_ += (nest.loop[d].count - 1) * nest.loop[d].second;
+    for (int64_t j = 0; j < positions_; ++j) small_step_[j] = Turned<T>::gap;
+    int64_t at[max_axes + 1] = {}, first = 0, second = 0;
+    for (int d = 0; d >= 0;) {
+      small_step_[second] = first;
+      for (d = nest.depth - 1; d >= 0; --d) {
+        first += nest.loop[d].first;
+        second += nest.loop[d].second;
+        if (++at[d] < nest.loop[d].count) break;
+        first -= at[d] * nest.loop[d].first;
+        second -= at[d] * nest.loop[d].second;
+        at[d] = 0;
+      }
+    }
+    return positions_;
+  }
+
   // The offsets of a nest's steps in the small tensor and in w; kept while the nest is the same.
   UNSHARED_INLINE void tabulate(const Nest& nest, int64_t count) {
     if (nest.same(nest_)) return;
@@ -213,9 +273,10 @@ class GatherCell {
   }
 
   Panel<T> packer_;
-  LineList<1024, table_steps * reals> w_lines_;
+  LineList<1344, table_steps * reals> w_lines_;
   Nest nest_;  // of the tables
   int64_t beyond_ = 0, next_ = 0, panel_width_ = 0, panel_steps_ = 0;
+  int64_t positions_ = 0;  // of the table of a chain that ascends in memory
   std::int32_t near_[table_steps * reals];
   int64_t small_step_[table_steps * reals], w_step_[table_steps + steps_ahead];
   int64_t panel_step_[table_steps * reals];

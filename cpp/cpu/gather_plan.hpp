@@ -6,6 +6,7 @@
 #include "gathering.hpp"
 #include "micro.hpp"
 #include "stage.hpp"
+#include "turned.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -20,17 +21,20 @@ struct GatherPlan {
   static constexpr bool by_input = face == Face::grad_input;
   static constexpr bool plain = sizeof(T) == reals * sizeof(Real);
   static constexpr int64_t line = 64 / sizeof(Real);
+  static constexpr bool turns = !by_input && reals == 1;  // chains that may ascend in memory
   static constexpr int longest_strip = 32, highest_strip = 8;
   // Scratch: what is staged, and behind it a panel, which should stay in a first-level cache if it
   // is used by more than one tile; and sums.
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
-  static constexpr int64_t scratch_reals = 316 * 1024 / sizeof(Real);
-  static constexpr int64_t stage_reals = scratch_reals - panel_reals;
+  static constexpr int64_t most_panel_reals = 96 * 1024 / sizeof(Real);
+  static constexpr int64_t scratch_reals = 300 * 1024 / sizeof(Real);
   static constexpr int64_t sums_reals = 72 * 1024 / sizeof(Real);
 
   bool over_samples = false;  // lanes; else over the result's channels
+  bool turned = false;  // whether weights may be transposed as they are used
   bool direct = false;  // whether sums are kept in the result
   bool staged = true;  // whether the small tensor is
+  bool by_channel = false;  // staged so that what a channel's taps read lies together
   bool fetches = false;  // whether what comes next is worth asking for
   int64_t rows = 1;  // samples of a block
   int64_t wide = 1, high = 1;  // strips: of a row of cells, and of a column of them
@@ -38,6 +42,9 @@ struct GatherPlan {
       1;  // channels staged together: those of forward, first in its chains, can be cut
   int64_t width = 1, parts = 1;  // columns done together; how many times
   int64_t items = 0;  // strips, times parts
+  int64_t whole_lines = 0;  // steps of which a panel uses whole lines of w, if there are such
+  int64_t stage_reals = scratch_reals - panel_reals;  // of scratch, for the small tensor
+  int64_t taps = 1;
 
   UNSHARED_INLINE GatherPlan(const Problem& problem, const Call& call)
       : p(problem),
@@ -49,8 +56,17 @@ struct GatherPlan {
         n(greater(p.batch, 1)),
         vectors(vectors_of(g.columns)),
         threads(call.threads != 1) {
-    terms = g.summed;
-    for (int s = 0; s < p.axis_count; ++s) terms *= p.axes[s].kernel;
+    taps = taps_of(p);
+    terms = g.summed * taps;
+    turned = turns && g.w_column != 1 && taps <= 1024 && taps_lie_side_by_side(p);
+    // Taps outside of channels in w, inside of them in a chain.
+    if (!by_input && g.w_column != 1 && g.w_summed == 1 && taps > 1) {
+      whole_lines = lesser(g.summed, 64 / sizeof(T)) * taps;
+      stage_reals =
+          scratch_reals - greater(panel_reals, lesser(whole_lines * L::count, most_panel_reals));
+    }
+    by_channel = !by_input && g.small_channel == 1 && 2 * g.summed > line &&
+                 lesser(n, most_rows(1)) * taps * 64 > first_cache * 3 / 4;
     fetches = cells * terms * g.columns * int64_t{sizeof(T)} > first_cache;
     Cut best = strips(false);
     if (plain && reals == 1 && n > L::count / 2) {
@@ -60,6 +76,7 @@ struct GatherPlan {
     }
     direct = !over_samples && keeps_sums();
     staged = best.staged;
+    by_channel = by_channel && staged && !over_samples;
     rows = best.rows;
     wide = best.wide;
     high = best.high;
@@ -105,6 +122,7 @@ struct GatherPlan {
                         static_cast<double>(greater(vectors, 1) * L::count);
       return lines * part * (follows || stays ? 8 : near ? 12 : 40);
     }
+    if (turned && rows <= most_rows_turned) return lines * 4;
     if (reals == 1 && g.w_column == 1)
       return lines * (rows <= tallest_rows(3) ? 6 : vectors <= 2 ? 0 : 14);
     return lines * 16 * static_cast<double>(ceil_div(rows, most_rows_packed));
@@ -134,7 +152,8 @@ struct GatherPlan {
         const int64_t w = ceil_div(row, across), h = ceil_div(column, down), strip = w * h;
         if (strip > most_cells && strip > 1) continue;
         const auto consider = [&](int64_t summed, int64_t pieces) {
-          const int64_t window = greater(1, window_of_strip(w, h, summed) * reals);
+          const int64_t window = greater(
+              1, window_of_strip(w, h, summed, by_channel && !samples && strip > 1) * reals);
           int64_t block = stage_reals / (samples ? window : spaced<Real>(window));
           if (!sums_stay) block = lesser(block, sums_reals / (w * L::count));
           if (samples) block = block / L::count * L::count;
@@ -193,7 +212,9 @@ struct GatherPlan {
         page / greatest_divisor(page, g.small_batch * int64_t{sizeof(T)} & (page - 1));
     const bool collide = lesser(block, tallest_rows(2)) > 8 * places_of_rows;
     const bool near_by = n * terms * int64_t{sizeof(T)} <= second_cache;  // from cell to cell
-    const double cost = work * (collide ? 1.5 : 1) +
+    const double cost = work * (by_channel ? 2
+                                : collide  ? 1.5
+                                           : 1) +
                         static_cast<double>(n * terms * reals / line) * (near_by ? 2 : 4) +
                         static_cast<double>(blocks) * (weights_cost(false, block) +
                                                        static_cast<double>(terms * vectors) + 200);
@@ -216,14 +237,14 @@ struct GatherPlan {
   }
 
   // How many elements of one sample a strip of so many cells reads of the small tensor, at most.
-  UNSHARED_INLINE int64_t window_of_strip(int64_t w, int64_t h, int64_t summed) const {
+  // padded: with the last axis in whole vectors.
+  UNSHARED_INLINE int64_t window_of_strip(int64_t w, int64_t h, int64_t summed, bool padded) const {
     int64_t elements = summed;
-    for (int s = 0; s <= z; ++s)
-      elements = lesser(elements * window_of(p.axes[s], by_input,
-                                             s == z       ? w
-                                             : s == z - 1 ? h
-                                                          : 1),
+    for (int s = 0; s <= z; ++s) {
+      const int64_t here = window_of(p.axes[s], by_input, s == z ? w : s == z - 1 ? h : 1);
+      elements = lesser(elements * (padded && s == z ? ceil_div(here, L::count) * L::count : here),
                         max_extent);
+    }
     return elements;
   }
   // How many of them lie side by side in memory.

@@ -10,9 +10,10 @@ namespace unshared {
 namespace {
 
 // Where the lines of a box lie in memory, in bytes from its first element. Returns how many were
-// written, at most `most`.
+// written, at most `most`. `begin`: where in a line every run of the box begins, in bytes; negative: it
+// may be anywhere.
 template <class T>
-int64_t lines_of(Box box, std::int32_t* lines, int64_t most) {
+int64_t lines_of(Box box, std::int32_t* lines, int64_t most, int64_t begin = -1) {
   box.merge();
   constexpr auto size = static_cast<int64_t>(sizeof(T));
   Box::Loop loop[max_axes + 4];
@@ -42,7 +43,7 @@ int64_t lines_of(Box box, std::int32_t* lines, int64_t most) {
     for (int64_t byte = offset * size;; byte = lesser(byte + 64, last)) {
       if (count == most || byte > max_extent || byte < -max_extent) return count;
       lines[count++] = static_cast<std::int32_t>(byte);
-      if (byte == last) break;
+      if (byte == last || (begin >= 0 && last - byte < 64 - begin)) break;
     }
     int d = depth - 1;
     for (; d >= 0; --d) {
@@ -61,17 +62,31 @@ class LineList {
  public:
   template <class T>
   UNSHARED_INLINE Lines of(const Box& box, const T* memory) {
-    if (!(box == box_)) {
+    const int64_t begin = begin_of_runs(box, memory);
+    if (!(box == box_ && begin == begin_)) {
       box_ = box;
-      count_ = lines_of<T>(box, lines_, most);
+      begin_ = begin;
+      count_ = lines_of<T>(box, lines_, most, begin);
       for (int64_t j = 0; j < beyond; ++j) lines_[count_ + j] = lines_[count_ - 1];
     }
     return {reinterpret_cast<const char*>(memory), lines_, count_};
   }
 
  private:
+  template <class T>
+  static UNSHARED_INLINE int64_t begin_of_runs(const Box& box, const T* memory) {
+    int64_t strides = 0;
+    const auto look_at = [&](int64_t count, int64_t stride) {
+      if (count > 1 && stride != 1) strides |= stride * int64_t{sizeof(T)};
+    };
+    for (int d = 0; d < box.depth; ++d) look_at(box.loop[d].count, box.loop[d].memory);
+    look_at(box.lanes, box.lane_memory);
+    return strides % 64 == 0 ? static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(memory) % 64)
+                             : -1;
+  }
+
   Box box_;
-  int64_t count_ = 0;
+  int64_t count_ = 0, begin_ = -1;
   std::int32_t lines_[most + beyond];
 };
 

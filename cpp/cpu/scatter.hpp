@@ -13,6 +13,7 @@
 
 #include "lines.hpp"
 #include "scatter_plan.hpp"
+#include "turned.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -305,6 +306,8 @@ class Scatter {
   // Rows: samples; vectors: `count` weights `apart` in memory, of columns or of columns and taps.
   UNSHARED_INLINE void rows_of_samples(const Real* dy, const T* w, int64_t apart, int64_t count,
                                        int64_t steps, int64_t next, Real* c, int64_t c_row) {
+    if (plan_.packed && rows_ <= most_rows_turned)
+      return columns_turned(dy, w, apart, count, steps, next, c, c_row);
     int64_t most = rows_ <= tallest_rows(4) ? 4 : rows_ <= tallest_rows(3) ? 3 : 2;
     if (plan_.packed) most = greater(1, lesser(most, Plan::panel_reals / (steps * L::count)));
     const int64_t vectors = ceil_div(count, L::count);
@@ -330,6 +333,23 @@ class Scatter {
         if (plan_.direct) t.c_last = last;
         micro_rows<true>(t, rows_, wide, ahead_, nullptr);
       }
+    }
+  }
+
+  // The same without a panel.
+  UNSHARED_INLINE void columns_turned(const Real* dy, const T* w, int64_t apart, int64_t count,
+                                      int64_t steps, int64_t next, Real* c, int64_t c_row) {
+    Turned<T> t{dy, w, c, y_row_, c_row, apart, steps, dy_step_, false, false};
+    const int64_t place = p.axes[z_].w_place_stride;
+    const bool small = magnitude(place) * int64_t{sizeof(T)} <= 128 * 1024;
+    for (int64_t first = 0; first < count; first += L::count) {
+      const bool more = first + L::count < count;
+      t.ahead = small ? place : more ? L::count * apart : next - first * apart;
+      t.lanes = static_cast<int>(lesser(L::count, count - first));
+      if (plan_.direct) t.c_last = t.lanes;
+      turned_rows(t, rows_);
+      t.w += L::count * apart;
+      t.c += L::count;
     }
   }
 

@@ -13,7 +13,8 @@ struct Pieces {
   Nest part;
   int64_t first = 0, second = 0;  // the offsets of the box
 
-  UNSHARED_INLINE Pieces(const Nest& nest, int64_t most) : whole_(nest) {
+  // Of the loop that is cut, multiples of `unit` together, where there is room: whole lines of memory.
+  UNSHARED_INLINE Pieces(const Nest& nest, int64_t most, int64_t unit = 1) : whole_(nest) {
     int64_t inner = nest.total();
     left_ = inner > 0;
     if (!left_) return;
@@ -32,6 +33,7 @@ struct Pieces {
     const int64_t count = nest.loop[cut_].count;
     const int64_t longest = lesser(greater(most / inner, 1), count);
     run_ = ceil_div(count, ceil_div(count, longest));
+    if (longest >= unit) run_ = lesser(longest / unit, ceil_div(run_, unit)) * unit;
     single_ = cut_ == 0 && run_ == count;
     find();
   }
