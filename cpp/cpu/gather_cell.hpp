@@ -48,13 +48,17 @@ class GatherCell {
     const bool once = rows_ <= tallest_rows(1);
     const bool stream = along_memory && (plain || whole) &&
                         rows_ <= tallest_rows(vectors < most ? static_cast<int>(vectors) : most);
-    const bool in_place = stream || (along_memory && plain && vectors <= widest_in_place);
+    // Steps whole lines apart would share few sets of a cache.
+    const bool spread_out = columns_ * int64_t{sizeof(T)} % 64 != 0;
+    const bool in_place =
+        stream || (along_memory && plain && (vectors <= widest_in_place || spread_out));
     const int64_t group = in_place                ? vectors
                           : once && !along_memory ? 1
                                                   : ceil_div(vectors, ceil_div(vectors, most));
     const int64_t all_room = stage_ + scratch_reals - panel_;
     int64_t room = all_room;
-    if (!once && nest.total() * group * L::count * reals > room) room = Plan::panel_reals;
+    if (!once && nest.total() * group * L::count * reals > room)
+      room = group > most_vectors ? Plan::wide_reals : Plan::panel_reals;
     int64_t limit = stream ? (vectors <= most ? 256 / vectors : int64_t{steps_ahead})
                            : room / (group * L::count * reals);
     if (!in_place)

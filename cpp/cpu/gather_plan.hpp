@@ -26,6 +26,7 @@ struct GatherPlan {
   // Scratch: what is staged, and behind it a panel, which should stay in a first-level cache if it
   // is used by more than one tile; and sums.
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
+  static constexpr int64_t wide_reals = 64 * 1024 / sizeof(Real);  // of w, read in place
   static constexpr int64_t most_panel_reals = 96 * 1024 / sizeof(Real);
   static constexpr int64_t scratch_reals = 300 * 1024 / sizeof(Real);
   static constexpr int64_t sums_reals = 72 * 1024 / sizeof(Real);
@@ -207,10 +208,7 @@ struct GatherPlan {
       return best;
     const int64_t block = sums_stay ? n : lesser(n, greater(1, sums_reals / L::count));
     const int64_t blocks = ceil_div(n, block);
-    // Rows whose lines share the sets of a first-level cache push each other out.
-    const int64_t places_of_rows =
-        page / greatest_divisor(page, g.small_batch * int64_t{sizeof(T)} & (page - 1));
-    const bool collide = lesser(block, tallest_rows(2)) > 8 * places_of_rows;
+    const bool collide = rows_collide(lesser(block, tallest_rows(2)));
     const bool near_by = n * terms * int64_t{sizeof(T)} <= second_cache;  // from cell to cell
     const double cost = work * (by_channel ? 2
                                 : collide  ? 1.5
@@ -219,6 +217,23 @@ struct GatherPlan {
                         static_cast<double>(blocks) * (weights_cost(false, block) +
                                                        static_cast<double>(terms * vectors) + 200);
     return cost < best.cost ? Cut{cost, false, block, row, column, g.summed} : best;
+  }
+
+  // Whether much of what the rows of a tile read in place for a channel is pushed out before the next
+  // channel is read, since it shares few sets of a first-level cache.
+  UNSHARED_INLINE bool rows_collide(int64_t rows) const {
+    constexpr int64_t sets = page / 64, ways = 8;
+    std::int16_t lines[sets] = {};
+    int64_t all = 0, beyond = 0;
+    reference::Index tap{};
+    do {
+      int64_t at = 0;
+      for (int s = 0; s <= z; ++s)
+        at += tap.at[s] * spacing_of(p.axes[s], by_input).partner * p.axes[s].*g.small_stride;
+      for (int64_t row = 0; row < rows; ++row, at += g.small_batch, ++all)
+        if (++lines[(at * int64_t{sizeof(T)} & (page - 1)) / 64] > ways) ++beyond;
+    } while (all < 512 && reference::next(p, tap));
+    return 4 * beyond > all;
   }
 
   // Columns together: what the sums have room for; less if there are few cells for many threads.

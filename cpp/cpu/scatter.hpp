@@ -368,7 +368,16 @@ class Scatter {
     }
     sums.lanes = columns_;
     sums.lane_memory = p.w_in_stride / plan_.unit;
-    unstage(sums, tile_ + first, sums_ + cell);
+    // A place that sees all of its taps moves them as one run.
+    find_taps();
+    const bool run = taps_here_ == plan_.taps && sums.lane_memory == plan_.taps;
+    const auto place = [&](int64_t q) __attribute__((always_inline)) { return taps_[q].cell; };
+    if (run)
+      for (int64_t m = 0; m < rows_; ++m)
+        Mover<Real, false>::square(tile_ + m * row, plan_.taps, columns_, sums_ + m * lanes(),
+                                   place, plan_.taps, 0);
+    else
+      unstage(sums, tile_ + first, sums_ + cell);
     for (int64_t b = 0; b < channels; b += plan_.steps) {
       const int64_t steps = lesser(plan_.steps, channels - b);
       const T* const from = w + b * p.w_out_stride;
@@ -377,7 +386,12 @@ class Scatter {
       look_beyond(steps, after);
       rows_of_samples(dy + b, from, plan_.unit, joint, steps, after, tile_, row);
     }
-    stage(sums, tile_ + first, sums_ + cell);
+    if (run)
+      for (int64_t m = 0; m < rows_; ++m)
+        Mover<Real, true>::square(tile_ + m * row, plan_.taps, columns_, sums_ + m * lanes(), place,
+                                  plan_.taps, 0);
+    else
+      stage(sums, tile_ + first, sums_ + cell);
   }
   UNSHARED_INLINE bool advance(reference::Index& at) const {
     for (int s = z_; s >= 0; --s) {
