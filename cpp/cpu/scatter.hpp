@@ -58,9 +58,12 @@ const char* scatter_declines(const Problem& p) noexcept {
     const bool last = p.y_channel_stride == 1;
     if (b < 12) return near_by;
     if (few && (n <= 2 * lanes || last)) return nullptr;
-    return inward && a <= 8 * lanes && n <= (last ? lanes : 2 * lanes) ? nullptr : again;
+    return inward && a <= 8 * lanes && n <= lanes ? nullptr : again;
   }
   if (b < (inward ? 4 : 8)) return near_by;
+  if (Plan::keeps_sums(p) && !inward && a >= 6 * lanes && a % lanes == 0 && 2 * n >= lanes &&
+      n < lanes)
+    return "whole vectors of weights go by as well pixel by pixel";
   if (n > lanes / 2 && Plan::runs_of_columns(p))
     return (Plan::keeps_sums(p) ? n <= 64 : b >= 2 * lanes) ? nullptr : again;
   if (n > lanes && (over == Over::columns || (inward && b < 4 * lanes))) return again;

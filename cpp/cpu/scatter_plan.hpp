@@ -100,7 +100,9 @@ struct ScatterPlan {
     } else {
       const int64_t joint = over == Over::columns ? 1 : taps * (whole ? p.in_channels : 1);
       rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint))));
-      if (whole || direct)
+      if (direct)
+        choose(widest_direct(p), widest_direct(p));
+      else if (whole)
         choose(p.in_channels, p.in_channels);
       else
         choose(
@@ -153,6 +155,17 @@ struct ScatterPlan {
   // At most `most` of `all` at a time, in parts of like size.
   static UNSHARED_INLINE int64_t even(int64_t all, int64_t most) {
     return ceil_div(greater(all, 1), ceil_div(greater(all, 1), most));
+  }
+  // Columns together of sums kept in dx: those that a row of places reaches should stay in a second-level
+  // cache, and parts should be whole vectors.
+  UNSHARED_INLINE int64_t widest_direct(const Problem& p) const {
+    int64_t column = rows * int64_t{sizeof(T)};
+    for (int s = 0; s < p.axis_count; ++s)
+      column *= s + 1 == p.axis_count ? p.axes[s].input : window_of(p.axes[s], false, 1);
+    const int64_t most = 100 * 1024 / column / L::count * L::count;
+    return p.in_channels % L::count != 0
+               ? p.in_channels
+               : lesser(p.in_channels, greater(most_vectors * L::count, most));
   }
   static UNSHARED_INLINE int64_t pixels(const Problem& p) {
     return Cell::count(p, Face::grad_input);
