@@ -48,8 +48,9 @@ class GatherCell {
     const bool once = rows_ <= tallest_rows(1);
     const bool stream = along_memory && (plain || whole) &&
                         rows_ <= tallest_rows(vectors < most ? static_cast<int>(vectors) : most);
-    // Steps whole lines apart would share few sets of a cache.
-    const bool spread_out = columns_ * int64_t{sizeof(T)} % 64 != 0;
+    // Steps whole lines apart would share few sets of a cache; of wider ones, few have room there.
+    const bool spread_out = !Plan::by_input && columns_ * int64_t{sizeof(T)} % 64 != 0 &&
+                            vectors * L::count * 64 <= Plan::wide_reals;
     const bool in_place =
         stream || (along_memory && plain && (vectors <= widest_in_place || spread_out));
     const int64_t group = in_place                ? vectors
@@ -63,7 +64,9 @@ class GatherCell {
                            : room / (group * L::count * reals);
     if (!in_place)
       limit = greater(limit, lesser(plan_.whole_lines, all_room / (group * L::count * reals)));
-    Pieces pieces(nest, lesser(limit, table_steps), in_place ? 1 : int64_t{64 / sizeof(T)});
+    const int deep = static_cast<int>(lesser(group, most));
+    const int64_t tiles = rows_ <= tallest_rows(deep) ? 1 : ceil_div(rows_, most_rows(deep));
+    Pieces pieces(nest, lesser(limit, table_steps), along_memory ? 1 : int64_t{64 / sizeof(T)});
     while (pieces.more()) {
       const Nest part = pieces.part;
       const int64_t steps = part.total();
@@ -87,9 +90,9 @@ class GatherCell {
         const int64_t count = lesser(columns_ - column, width / reals);
         if (fresh && !stream && plan_.fetches) {
           if (first + group < vectors)
-            fetch(part, count, from + (column + width / reals) * g.w_column);
+            fetch(part, count, from + (column + width / reals) * g.w_column, tiles);
           else
-            fetch(pieces.part, count, from + next);
+            fetch(pieces.part, count, from + next, tiles);
         }
         if (!in_place) {
           packer_.pack(from + column * g.w_column, g.w_column, count, w_step_, steps, panel_, width,
@@ -167,13 +170,13 @@ class GatherCell {
   }
 
   // As much of w again as a nest's steps and `count` columns take, from `next` on.
-  UNSHARED_INLINE void fetch(const Nest& nest, int64_t count, const T* next) {
+  UNSHARED_INLINE void fetch(const Nest& nest, int64_t count, const T* next, int64_t tiles = 1) {
     Box box;
     for (int d = 0; d < nest.depth; ++d)
       box.add(nest.loop[d].count, nest.loop[d].second, nest.loop[d].second);
     box.lanes = count;
     box.lane_memory = g.w_column;
-    ahead_[of_w] = w_lines_.of(box, next);
+    ahead_[of_w] = w_lines_.of(box, next, nest.total() * reals * tiles);
   }
 
   // Weights of forward whose chain ascends in memory, each column's: its channels, and of each its taps.

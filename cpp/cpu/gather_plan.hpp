@@ -28,7 +28,7 @@ struct GatherPlan {
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
   static constexpr int64_t wide_reals = 64 * 1024 / sizeof(Real);  // of w, read in place
   static constexpr int64_t most_panel_reals = 96 * 1024 / sizeof(Real);
-  static constexpr int64_t scratch_reals = 300 * 1024 / sizeof(Real);
+  static constexpr int64_t scratch_reals = 316 * 1024 / sizeof(Real);
   static constexpr int64_t sums_reals = 72 * 1024 / sizeof(Real);
 
   bool over_samples = false;  // lanes; else over the result's channels
@@ -67,10 +67,13 @@ struct GatherPlan {
           scratch_reals - greater(panel_reals, lesser(whole_lines * L::count, most_panel_reals));
     }
     by_channel = !by_input && g.small_channel == 1 && 2 * g.summed > line &&
-                 lesser(n, most_rows(1)) * taps * 64 > first_cache * 3 / 4;
+                 lesser(n, most_rows(vectors > 1 ? 2 : 1)) * taps * 64 > first_cache * 3 / 4;
     fetches = cells * terms * g.columns * int64_t{sizeof(T)} > first_cache;
     Cut best = strips(false);
     if (plain && reals == 1 && n > L::count / 2) {
+      if (!by_input && g.w_summed == 1 && fetches)  // beyond half, a tile loses more than it finds
+        lost = collisions(lesser(g.columns, most_rows(1)), g.w_column, true) - 0.5;
+      if (lost < 0) lost = 0;
       const Cut samples = strips(true);
       over_samples = samples.cost < best.cost;
       if (over_samples) best = samples;
@@ -121,7 +124,7 @@ struct GatherPlan {
       const bool stays = terms * g.columns * int64_t{sizeof(T)} <= first_cache;
       const auto part = static_cast<double>(g.columns * reals) /
                         static_cast<double>(greater(vectors, 1) * L::count);
-      return lines * part * (follows || stays ? 8 : near ? 12 : 40);
+      return lines * part * (follows || stays ? 8 : near ? 12 + 40 * lost : 40);
     }
     if (turned && rows <= most_rows_turned) return lines * 4;
     if (reals == 1 && g.w_column == 1)
@@ -208,10 +211,10 @@ struct GatherPlan {
       return best;
     const int64_t block = sums_stay ? n : lesser(n, greater(1, sums_reals / L::count));
     const int64_t blocks = ceil_div(n, block);
-    const bool collide = rows_collide(lesser(block, tallest_rows(2)));
+    const bool crowded = collisions(lesser(block, tallest_rows(2)), g.small_batch, false) > 0.25;
     const bool near_by = n * terms * int64_t{sizeof(T)} <= second_cache;  // from cell to cell
     const double cost = work * (by_channel ? 2
-                                : collide  ? 1.5
+                                : crowded  ? 1.5
                                            : 1) +
                         static_cast<double>(n * terms * reals / line) * (near_by ? 2 : 4) +
                         static_cast<double>(blocks) * (weights_cost(false, block) +
@@ -219,9 +222,9 @@ struct GatherPlan {
     return cost < best.cost ? Cut{cost, false, block, row, column, g.summed} : best;
   }
 
-  // Whether much of what the rows of a tile read in place for a channel is pushed out before the next
-  // channel is read, since it shares few sets of a first-level cache.
-  UNSHARED_INLINE bool rows_collide(int64_t rows) const {
+  // How much of what the rows of a tile read in place for a channel, of the weights or of the small tensor,
+  // is pushed out before the next channel is read, since it shares few sets of a first-level cache.
+  UNSHARED_INLINE double collisions(int64_t rows, int64_t apart, bool of_weights) const {
     constexpr int64_t sets = page / 64, ways = 8;
     std::int16_t lines[sets] = {};
     int64_t all = 0, beyond = 0;
@@ -229,11 +232,13 @@ struct GatherPlan {
     do {
       int64_t at = 0;
       for (int s = 0; s <= z; ++s)
-        at += tap.at[s] * spacing_of(p.axes[s], by_input).partner * p.axes[s].*g.small_stride;
-      for (int64_t row = 0; row < rows; ++row, at += g.small_batch, ++all)
+        at += tap.at[s] *
+              (of_weights ? p.axes[s].w_tap_stride
+                          : spacing_of(p.axes[s], by_input).partner * p.axes[s].*g.small_stride);
+      for (int64_t row = 0; row < rows; ++row, at += apart, ++all)
         if (++lines[(at * int64_t{sizeof(T)} & (page - 1)) / 64] > ways) ++beyond;
     } while (all < 512 && reference::next(p, tap));
-    return 4 * beyond > all;
+    return static_cast<double>(beyond) / static_cast<double>(greater(all, 1));
   }
 
   // Columns together: what the sums have room for; less if there are few cells for many threads.
@@ -289,6 +294,8 @@ struct GatherPlan {
   const int64_t row, column, cells;  // cells along the last axis, along the one before, in all
   const int64_t n, vectors;  // samples, and columns in vectors; at least one
   int64_t terms = 0;  // of a chain, at most
+  double lost =
+      0;  // of the lines of w that a tile of samples broadcasts from, those read too often
   const bool threads;
 };
 

@@ -60,13 +60,19 @@ int64_t lines_of(Box box, std::int32_t* lines, int64_t most, int64_t begin = -1)
 template <int most, int beyond>
 class LineList {
  public:
+  // `steps`: of the tiles that ask for them. If there are more steps than lines, lines are listed
+  // again, so that memory is not asked for all at once.
   template <class T>
-  UNSHARED_INLINE Lines of(const Box& box, const T* memory) {
+  UNSHARED_INLINE Lines of(const Box& box, const T* memory, int64_t steps = 0) {
     const int64_t begin = begin_of_runs(box, memory);
-    if (!(box == box_ && begin == begin_)) {
+    if (!(box == box_ && begin == begin_ && steps == steps_)) {
       box_ = box;
       begin_ = begin;
+      steps_ = steps;
       count_ = lines_of<T>(box, lines_, most, begin);
+      const int64_t times = lesser(lesser(steps, most) / greater(count_, 1), 4);
+      if (times > 1)
+        for (int64_t j = (count_ *= times) - 1; j > 0; --j) lines_[j] = lines_[j / times];
       for (int64_t j = 0; j < beyond; ++j) lines_[count_ + j] = lines_[count_ - 1];
     }
     return {reinterpret_cast<const char*>(memory), lines_, count_};
@@ -86,7 +92,7 @@ class LineList {
   }
 
   Box box_;
-  int64_t count_ = 0, begin_ = -1;
+  int64_t count_ = 0, begin_ = -1, steps_ = 0;
   std::int32_t lines_[most + beyond];
 };
 

@@ -58,7 +58,9 @@ const char* scatter_declines(const Problem& p) noexcept {
     const bool last = p.y_channel_stride == 1;
     if (b < 12) return near_by;
     if (few && (n <= 2 * lanes || last)) return nullptr;
-    return inward && a <= 8 * lanes && n <= lanes ? nullptr : again;
+    return inward && a <= 8 * lanes && n <= (last ? lanes : lesser(2 * lanes, int64_t{16}))
+               ? nullptr
+               : again;
   }
   if (b < (inward ? 4 : 8)) return near_by;
   if (Plan::keeps_sums(p) && !inward && a >= 6 * lanes && a % lanes == 0 && 2 * n >= lanes &&

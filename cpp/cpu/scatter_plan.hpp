@@ -157,15 +157,15 @@ struct ScatterPlan {
     return ceil_div(greater(all, 1), ceil_div(greater(all, 1), most));
   }
   // Columns together of sums kept in dx: those that a row of places reaches should stay in a second-level
-  // cache, and parts should be whole vectors.
+  // cache, if many samples use each weight, and parts should be whole vectors.
   UNSHARED_INLINE int64_t widest_direct(const Problem& p) const {
     int64_t column = rows * int64_t{sizeof(T)};
     for (int s = 0; s < p.axis_count; ++s)
       column *= s + 1 == p.axis_count ? p.axes[s].input : window_of(p.axes[s], false, 1);
     const int64_t most = 100 * 1024 / column / L::count * L::count;
-    return p.in_channels % L::count != 0
+    return p.in_channels % L::count != 0 || p.batch < L::count
                ? p.in_channels
-               : lesser(p.in_channels, greater(most_vectors * L::count, most));
+               : lesser(p.in_channels, greater(int64_t{256 / sizeof(T)}, most));
   }
   static UNSHARED_INLINE int64_t pixels(const Problem& p) {
     return Cell::count(p, Face::grad_input);

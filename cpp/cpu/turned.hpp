@@ -107,20 +107,12 @@ struct TurnedTiles {
   using All = decltype(table(std::make_integer_sequence<int, most_rows>{}));
 };
 
-// Rows that are worth it: as many as one tile has, or two small ones.
-inline constexpr int most_rows_turned = 12;
+// Rows that are worth it: those of one tile.
+inline constexpr int most_rows_turned = TurnedTiles<float>::most_rows;
 
-// Any number of rows, split evenly into tiles.
 template <class T>
-UNSHARED_INLINE void turned_rows(Turned<T> t, std::int64_t rows) {
-  constexpr int most = TurnedTiles<T>::most_rows;
-  for (std::int64_t tiles = (rows + most - 1) / most; tiles > 0; --tiles) {
-    const std::int64_t height = (rows + tiles - 1) / tiles;
-    TurnedTiles<T>::All::of_rows[height - 1](t);
-    t.a += height * t.a_row;
-    t.c += height * t.c_row;
-    rows -= height;
-  }
+UNSHARED_INLINE void turned_rows(const Turned<T>& t, std::int64_t rows) {
+  TurnedTiles<T>::All::of_rows[rows - 1](t);
 }
 
 }  // namespace
