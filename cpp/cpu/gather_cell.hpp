@@ -211,7 +211,7 @@ class GatherCell {
   // The offsets of a nest's steps in the small tensor by where their weights lie; gaps between them.
   // Returns how many positions that are.
   UNSHARED_INLINE int64_t spread(const Nest& nest) {
-    if (nest.same(nest_)) return positions_;
+    if (positions_ > 0 && nest.same(nest_)) return positions_;
     nest_ = nest;
     positions_ = 1;
     for (int d = 0; d < nest.depth; ++d)
@@ -234,9 +234,9 @@ class GatherCell {
 
   // The offsets of a nest's steps in the small tensor and in w; kept while the nest is the same.
   UNSHARED_INLINE void tabulate(const Nest& nest, int64_t count) {
-    if (nest.same(nest_)) return;
+    if (positions_ == 0 && nest.same(nest_)) return;
     nest_ = nest;
-    beyond_ = 0;
+    beyond_ = positions_ = 0;
     const int scale = plan_.staged ? 1 : reals;  // scratch is counted in reals
     int64_t at[max_axes + 1] = {}, a = 0, b = 0;
     for (int64_t t = 0; t < count; ++t) {
@@ -283,7 +283,7 @@ class GatherCell {
   LineList<1344, table_steps * reals> w_lines_;
   Nest nest_;  // of the tables
   int64_t beyond_ = 0, next_ = 0, panel_width_ = 0, panel_steps_ = 0;
-  int64_t positions_ = 0;  // of the table of a chain that ascends in memory
+  int64_t positions_ = 0;  // of small_step_, if it is that of a chain that ascends in memory
   std::int32_t near_[table_steps * reals];
   int64_t small_step_[table_steps * reals], w_step_[table_steps + steps_ahead];
   int64_t panel_step_[table_steps * reals];

@@ -294,8 +294,8 @@ struct GatherPlan {
   const int64_t row, column, cells;  // cells along the last axis, along the one before, in all
   const int64_t n, vectors;  // samples, and columns in vectors; at least one
   int64_t terms = 0;  // of a chain, at most
-  double lost =
-      0;  // of the lines of w that a tile of samples broadcasts from, those read too often
+  // Of the lines of w that a tile of samples broadcasts from, those read too often.
+  double lost = 0;
   const bool threads;
 };
 

@@ -16,7 +16,8 @@ template <class T>
 class Panel {
  public:
   using Real = typename Scalar<T>::Real;
-  static constexpr int reals = Scalar<T>::parts, most_steps = 1344 / reals;
+  static constexpr int reals = Scalar<T>::parts;
+  static constexpr int most_steps = 1344 / reals;  // 9x9 taps of 16 channels, and some
 
   // The steps of a nest, whose second strides are those of w; kept while the nest is the same.
   // Finds runs: the loop of stride 1, one of that loop's count, and so on.

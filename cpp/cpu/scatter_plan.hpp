@@ -162,7 +162,7 @@ struct ScatterPlan {
     int64_t column = rows * int64_t{sizeof(T)};
     for (int s = 0; s < p.axis_count; ++s)
       column *= s + 1 == p.axis_count ? p.axes[s].input : window_of(p.axes[s], false, 1);
-    const int64_t most = 100 * 1024 / column / L::count * L::count;
+    const int64_t most = 100 * 1024 / greater(1, column) / L::count * L::count;
     return p.in_channels % L::count != 0 || p.batch < L::count
                ? p.in_channels
                : lesser(p.in_channels, greater(int64_t{256 / sizeof(T)}, most));

@@ -20,7 +20,8 @@ namespace {
 template <class T>
 struct Turned {
   using Real = typename Scalar<T>::Real;
-  static constexpr std::int64_t gap = -1;  // in a_step: nothing is multiplied with what w has there
+  // In a_step: nothing is multiplied with what w has there.
+  static constexpr std::int64_t gap = INT64_MIN;
   const Real* a;
   const T* w;
   Real* c;
