@@ -77,6 +77,23 @@ struct Nest {
     for (int d = 0; d < depth; ++d) n *= loop[d].count;
     return n;
   }
+  // step(first, second) for each of its steps, in their order: where they are in the two operands.
+  template <class Step>
+  UNSHARED_INLINE void walk(Step step) const {
+    if (total() == 0) return;
+    int64_t at[max_axes + 1] = {}, first = 0, second = 0;
+    for (int d = 0; d >= 0;) {
+      step(first, second);
+      for (d = depth - 1; d >= 0; --d) {
+        first += loop[d].first;
+        second += loop[d].second;
+        if (++at[d] < loop[d].count) break;
+        first -= at[d] * loop[d].first;
+        second -= at[d] * loop[d].second;
+        at[d] = 0;
+      }
+    }
+  }
   UNSHARED_INLINE bool same(const Nest& other) const {
     if (depth != other.depth) return false;
     for (int d = 0; d < depth; ++d)

@@ -128,6 +128,24 @@ DEFECTS = [
         "r.partner +=",
     ),
     Defect(
+        "a weight whose tap falls into padding multiplied, transposed in registers",
+        "cpp/cpu/turned.hpp",
+        "if (!decltype(gaps)::value || t.a_step[s + i] != Turned<T>::gap) add",
+        "add",
+    ),
+    Defect(
+        "a table of steps taken for one of positions in memory",
+        "cpp/cpu/gather_cell.hpp",
+        "if (positions_ > 0 && nest.same(nest_)) return positions_;",
+        "if (nest.same(nest_)) return positions_;",
+    ),
+    Defect(
+        "a channel's window written over the one before",
+        "cpp/cpu/gather.hpp",
+        "if (by_channel) size = ceil_div(size, L::count) * L::count;",
+        "",
+    ),
+    Defect(
         "the last, fewer steps of a place leave others in the table for the next place",
         "cpp/cpu/scatter.hpp",
         "w_step_[most_steps + s] = w_step_[s] + after;",

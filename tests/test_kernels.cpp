@@ -13,38 +13,14 @@
 
 #include "arrays.hpp"
 #include "cases.hpp"
-#include "kernels.hpp"
+#include "levels.hpp"
 #include "scalar.hpp"
 
 using namespace unshared;
 
 namespace {
 
-struct Level {
-  const char* name;
-  const KernelTable& table;
-};
-
-// The levels this machine can run; the first one's reference is the definition all are compared
-// with.
-std::vector<Level> levels() {
-#if defined(__x86_64__)
-  std::vector<Level> all{{"v2", kernel_table_v2()}};
-  if (__builtin_cpu_supports("x86-64-v3")) all.push_back({"v3", kernel_table_v3()});
-  if (__builtin_cpu_supports("x86-64-v4")) all.push_back({"v4", kernel_table_v4()});
-  return all;
-#elif defined(__aarch64__)
-  return {{"neon", kernel_table_neon()}};
-#else
-  return {{"baseline", kernel_table_baseline()}};
-#endif
-}
-
-const Kernel* list_of(const Level& level, DType dtype, Face face) {
-  return level.table.list[static_cast<int>(dtype)][static_cast<int>(face)];
-}
-
-const Kernel& reference_of(const Level& level, DType dtype, Face face) {
+const Kernel& reference_of(const KernelTable& level, DType dtype, Face face) {
   const Kernel* kernel = list_of(level, dtype, face);
   while (std::string(kernel->name) != "reference") ++kernel;
   return *kernel;
@@ -52,7 +28,7 @@ const Kernel& reference_of(const Level& level, DType dtype, Face face) {
 
 template <class T>
 void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::string>& compared) {
-  static const std::vector<Level> all = levels();
+  static const std::vector<const KernelTable*> all = levels();  // the first defines the others
   const Seat result_seat = result_of(face);
   const Seat first_seat = face == Face::grad_input ? Seat::y : Seat::x;
   const Seat second_seat = face == Face::grad_weight ? Seat::y : Seat::w;
@@ -76,20 +52,18 @@ void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::s
     call.threads = 1;
     Array<T> expected = start;
     call.result = expected.data();
-    reference_of(all[0], dtype, face).run(problem, call);
+    reference_of(*all[0], dtype, face).run(problem, call);
 
-    for (const Level& level : all)
-      for (const Kernel* kernel = list_of(level, dtype, face); kernel->name != nullptr; ++kernel) {
-        if (kernel->declines(problem) != nullptr &&
-            (kernel->able == nullptr || !kernel->able(problem)))
-          continue;
+    for (const KernelTable* level : all)
+      for (const Kernel* kernel = list_of(*level, dtype, face); kernel->name != nullptr; ++kernel) {
+        if (!can_run(*kernel, problem)) continue;
         for (int threads : {1, 3}) {
           Array<T> found = start;
           call.result = found.data();
           call.threads = threads;
           kernel->run(problem, call);
-          compared.insert(std::string(level.name) + " " + kernel->name);
-          CHECK_MESSAGE(found.same_bits(expected), std::string(level.name), " ",
+          compared.insert(std::string(level->level) + " " + kernel->name);
+          CHECK_MESSAGE(found.same_bits(expected), std::string(level->level), " ",
                         std::string(kernel->name), " ", std::string(name_of(face)), " ",
                         std::string(name_of(dtype)), " threads=", threads, " manner=", manner,
                         " on ", to_string(problem));
@@ -119,12 +93,12 @@ TEST_CASE("every kernel equals the reference bit for bit") {
     }
   }
   CHECK(cases >= 30);
-  for (const Level& level : levels())
+  for (const KernelTable* level : levels())
     for (const char* kernel :
          {"scatter", "patch", "along", "gather", "weigh", "tiles", "reference"})
-      if (std::string(level.name) != "v2" || std::string(kernel) == "reference")
-        CHECK_MESSAGE(compared.contains(std::string(level.name) + " " + kernel),
-                      std::string(level.name), " ", std::string(kernel));
+      if (std::string(level->level) != "v2" || std::string(kernel) == "reference")
+        CHECK_MESSAGE(compared.contains(std::string(level->level) + " " + kernel),
+                      std::string(level->level), " ", std::string(kernel));
 }
 
 TEST_CASE(
@@ -161,17 +135,17 @@ TEST_CASE(
         std::vector<T> expected(count);
         std::memset(expected.data(), 1, count * sizeof(T));
         call.result = expected.data();
-        reference_of(levels()[0], dtype, Face::grad_weight).run(problem, call);
+        reference_of(*levels()[0], dtype, Face::grad_weight).run(problem, call);
         T* const found = static_cast<T*>(::operator new(count * sizeof(T), line));
         call.result = found;
-        for (const Level& level : levels())
-          for (const Kernel* kernel = list_of(level, dtype, Face::grad_weight);
+        for (const KernelTable* level : levels())
+          for (const Kernel* kernel = list_of(*level, dtype, Face::grad_weight);
                kernel->name != nullptr; ++kernel) {
             if (kernel->declines(problem) != nullptr) continue;
             std::memset(found, 1, count * sizeof(T));
             kernel->run(problem, call);
             CHECK_MESSAGE(std::memcmp(found, expected.data(), count * sizeof(T)) == 0,
-                          std::string(level.name), " ", std::string(kernel->name), " ",
+                          std::string(level->level), " ", std::string(kernel->name), " ",
                           std::string(name_of(dtype)), " ", std::string(text));
           }
         ::operator delete(found, line);

@@ -9,8 +9,6 @@
 
 #include "gather_plan.hpp"
 #include "lines.hpp"
-#include "panel.hpp"
-#include "turned.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -26,7 +24,7 @@ class GatherCell {
   static constexpr int reals = Plan::reals;
   static constexpr bool plain = Plan::plain;
   static constexpr int64_t scratch_reals = Plan::scratch_reals;
-  static constexpr int table_steps = Panel<T>::most_steps, steps_ahead = 128, widest_in_place = 2;
+  static constexpr int table_steps = Plan::table_steps, steps_ahead = 128, widest_in_place = 2;
 
   UNSHARED_INLINE GatherCell(const Problem& problem, const Call& call, const Plan& plan)
       : p(problem), g(gathering<face>(problem)), call_(call), plan_(plan) {}
@@ -71,7 +69,7 @@ class GatherCell {
       const Nest part = pieces.part;
       const int64_t steps = part.total();
       const T* const from = w + pieces.second;
-      tabulate(part, steps);
+      tabulate(part);
       if (!in_place) packer_.find_runs(part);
       Micro<T> t{};
       t.a = a + pieces.first * (plan_.staged ? 1 : reals);
@@ -127,7 +125,7 @@ class GatherCell {
       Pieces pieces(nest, table_steps);
       while (pieces.more()) {
         const int64_t steps = pieces.part.total();
-        tabulate(pieces.part, steps);
+        tabulate(pieces.part);
         const Micro<Real> t{w + pieces.second, b + pieces.first, c,        g.w_column, c_row, steps,
                             w_step_,           small_step_,      from_zero};
         pieces.next();
@@ -190,13 +188,16 @@ class GatherCell {
     const bool gaps = spread(part) != part.total();
     const int64_t tail = positions_ - (part.loop[0].count - 1) * plan_.taps;  // of the last channel
     Turned<T> t{a, w, c, a_row, c_row, g.w_column, 0, small_step_, gaps, false};
-    const bool small = L::count * magnitude(g.w_column) * int64_t{sizeof(T)} <= 128 * 1024;
+    const bool small =
+        L::count * magnitude(g.w_column) * int64_t{sizeof(T)} <= Turned<T>::near_bytes;
     for (int64_t first = 0; first < columns_; first += L::count) {
       const bool more = first + L::count < columns_;
       t.lanes = static_cast<int>(lesser(L::count, columns_ - first));
       t.c = c + first;
       t.c_last = lanes_of_c(first / L::count + 1);
-      t.ahead = !small ? 256 : more ? L::count * g.w_column : w_next - first * g.w_column;
+      t.ahead = !small ? Turned<T>::some_ahead
+                : more ? L::count * g.w_column
+                       : w_next - first * g.w_column;
       t.from_zero = from_zero;
       for (int64_t from = 0; from < channels.count; from += part.loop[0].count) {
         const int64_t here = lesser(part.loop[0].count, channels.count - from);
@@ -217,40 +218,21 @@ class GatherCell {
     for (int d = 0; d < nest.depth; ++d)
       positions_ += (nest.loop[d].count - 1) * nest.loop[d].second;
     for (int64_t j = 0; j < positions_; ++j) small_step_[j] = Turned<T>::gap;
-    int64_t at[max_axes + 1] = {}, first = 0, second = 0;
-    for (int d = 0; d >= 0;) {
-      small_step_[second] = first;
-      for (d = nest.depth - 1; d >= 0; --d) {
-        first += nest.loop[d].first;
-        second += nest.loop[d].second;
-        if (++at[d] < nest.loop[d].count) break;
-        first -= at[d] * nest.loop[d].first;
-        second -= at[d] * nest.loop[d].second;
-        at[d] = 0;
-      }
-    }
+    nest.walk([&](int64_t a, int64_t b) __attribute__((always_inline)) { small_step_[b] = a; });
     return positions_;
   }
 
   // The offsets of a nest's steps in the small tensor and in w; kept while the nest is the same.
-  UNSHARED_INLINE void tabulate(const Nest& nest, int64_t count) {
+  UNSHARED_INLINE void tabulate(const Nest& nest) {
     if (positions_ == 0 && nest.same(nest_)) return;
     nest_ = nest;
     beyond_ = positions_ = 0;
     const int scale = plan_.staged ? 1 : reals;  // scratch is counted in reals
-    int64_t at[max_axes + 1] = {}, a = 0, b = 0;
-    for (int64_t t = 0; t < count; ++t) {
-      for (int q = 0; q < reals; ++q) small_step_[reals * t + q] = a * scale + q;
-      w_step_[t] = b;
-      for (int d = nest.depth - 1; d >= 0; --d) {
-        a += nest.loop[d].first;
-        b += nest.loop[d].second;
-        if (++at[d] < nest.loop[d].count) break;
-        a -= at[d] * nest.loop[d].first;
-        b -= at[d] * nest.loop[d].second;
-        at[d] = 0;
-      }
-    }
+    int64_t count = 0;
+    nest.walk([&](int64_t a, int64_t b) __attribute__((always_inline)) {
+      for (int q = 0; q < reals; ++q) small_step_[reals * count + q] = a * scale + q;
+      w_step_[count++] = b;
+    });
     if (plan_.over_samples && many_columns() && plan_.fetches)
       find_near(nest, &Nest::Loop::second, g.w_column, count);
     if (!plan_.staged) find_near(nest, &Nest::Loop::first, g.small_batch, count * reals);
@@ -280,7 +262,7 @@ class GatherCell {
   }
 
   Panel<T> packer_;
-  LineList<1344, table_steps * reals> w_lines_;
+  LineList<table_steps * reals, table_steps * reals> w_lines_;
   Nest nest_;  // of the tables
   int64_t beyond_ = 0, next_ = 0, panel_width_ = 0, panel_steps_ = 0;
   int64_t positions_ = 0;  // of small_step_, if it is that of a chain that ascends in memory

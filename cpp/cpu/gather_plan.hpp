@@ -5,7 +5,7 @@
 
 #include "gathering.hpp"
 #include "micro.hpp"
-#include "stage.hpp"
+#include "panel.hpp"
 #include "turned.hpp"
 
 #if defined(UNSHARED_LANES)
@@ -23,6 +23,7 @@ struct GatherPlan {
   static constexpr int64_t line = 64 / sizeof(Real);
   static constexpr bool turns = !by_input && reals == 1;  // chains that may ascend in memory
   static constexpr int longest_strip = 32, highest_strip = 8;
+  static constexpr int table_steps = Panel<T>::most_steps;  // that are done together
   // Scratch: what is staged, and behind it a panel, which should stay in a first-level cache if it
   // is used by more than one tile; and sums.
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
@@ -45,7 +46,7 @@ struct GatherPlan {
   int64_t items = 0;  // strips, times parts
   int64_t whole_lines = 0;  // steps of which a panel uses whole lines of w, if there are such
   int64_t stage_reals = scratch_reals - panel_reals;  // of scratch, for the small tensor
-  int64_t taps = 1;
+  int64_t taps = 1;  // of a cell, at most
 
   UNSHARED_INLINE GatherPlan(const Problem& problem, const Call& call)
       : p(problem),
@@ -59,7 +60,7 @@ struct GatherPlan {
         threads(call.threads != 1) {
     taps = taps_of(p);
     terms = g.summed * taps;
-    turned = turns && g.w_column != 1 && taps <= 1024 && taps_lie_side_by_side(p);
+    turned = turns && g.w_column != 1 && taps <= table_steps && taps_lie_side_by_side(p);
     // Taps outside of channels in w, inside of them in a chain.
     if (!by_input && g.w_column != 1 && g.w_summed == 1 && taps > 1) {
       whole_lines = lesser(g.summed, 64 / sizeof(T)) * taps;
@@ -117,7 +118,6 @@ struct GatherPlan {
     const auto lines = static_cast<double>(terms * vectors);
     if (samples) {
       // Broadcast one by one: well if the chain follows them in memory, or if their lines stay.
-      const int64_t taps = terms / greater(g.summed, 1);
       const bool follows =
           by_input ? g.w_summed == 1 || g.summed == 1 : p.axes[z].w_tap_stride == 1 && taps > 1;
       const bool near = !by_input && g.w_summed == 1 && taps <= 16;

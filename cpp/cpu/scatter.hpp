@@ -346,7 +346,7 @@ class Scatter {
                                       int64_t steps, int64_t next, Real* c, int64_t c_row) {
     Turned<T> t{dy, w, c, y_row_, c_row, apart, steps, dy_step_, false, false};
     const int64_t place = p.axes[z_].w_place_stride;
-    const bool small = magnitude(place) * int64_t{sizeof(T)} <= 128 * 1024;
+    const bool small = magnitude(place) * int64_t{sizeof(T)} <= Turned<T>::near_bytes;
     for (int64_t first = 0; first < count; first += L::count) {
       const bool more = first + L::count < count;
       t.ahead = small ? place : more ? L::count * apart : next - first * apart;

@@ -22,6 +22,9 @@ struct Turned {
   using Real = typename Scalar<T>::Real;
   // In a_step: nothing is multiplied with what w has there.
   static constexpr std::int64_t gap = INT64_MIN;
+  // What is asked for ahead of its use should wait in a second-level cache: up to so much, all of what
+  // comes next, else some elements of each lane.
+  static constexpr std::int64_t near_bytes = 128 * 1024, some_ahead = 256;
   const Real* a;
   const T* w;
   Real* c;
@@ -84,9 +87,11 @@ struct TurnedTiles {
       Vector v[L::count];
 #pragma GCC unroll 16
       for (int i = 0; i < L::count; ++i) {
+        v[i] = L::zero();
+        if (i >= t.lanes) continue;
         const T* const line = t.w + i * t.apart + s;
         __builtin_prefetch(line + t.ahead, 0, 2);
-        v[i] = i < t.lanes ? Stored<T>::load_part(line, here) : L::zero();
+        v[i] = Stored<T>::load_part(line, here);
       }
       L::transpose(v);
 #pragma GCC unroll 16
