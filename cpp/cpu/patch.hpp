@@ -69,15 +69,23 @@ template <class T>
 bool patch_able(const Problem& p) noexcept {
   return patch_unable<T>(p) == nullptr;
 }
+// What it takes to make a patch is shared by the channels of dy. Fewer are enough where there are few
+// samples, or where a place has so many weights that those of weigh would be scattered over memory.
 template <class T>
 const char* patch_declines(const Problem& p) noexcept {
+  constexpr int64_t lanes = PatchPlan<T>::L::count;
   if (const char* why = patch_unable<T>(p)) return why;
-  const int64_t taps = taps_of(p);
-  if (taps == 1) return "there is one tap";
-  const int64_t least = beyond_caches<T>(p) && p.batch <= 2 ? 16 : greater(32, 2 * p.batch);
-  if (p.out_channels < least || (p.batch > 1 && p.in_channels * taps < 64))
-    return "few channels of dy would use a patch";
-  return nullptr;
+  if (taps_of(p) == 1) return "there is one tap";
+  const int64_t n = p.batch, a = p.in_channels, b = p.out_channels, columns = a * taps_of(p);
+  if (columns < 64 && n > 2 && p.y_channel_stride != 1)
+    return "dy of a place, far apart, would be fetched for few weights";
+  const bool filled = 2 * greater(a, b) > lanes;  // by channels: kernel along declines
+  const int64_t least = n <= 2            ? (filled ? 5 : 32)
+                        : columns >= 1000 ? greater(16, n)
+                        : columns >= 250  ? greater(32, 2 * n)
+                        : columns >= 64   ? greater(32, lesser(8 * n, 48 + n))
+                                          : greater(64, 16 * n);
+  return b < least ? "few channels of dy would use a patch" : nullptr;
 }
 
 template <class T>

@@ -35,6 +35,22 @@ template <class T>
 bool scatter_able(const Problem& p) noexcept {
   return scatter_unable<T>(p) == nullptr;
 }
+// Whether gather, which goes pixel by pixel, has lost a place's weights from a second-level cache when
+// the next row or plane of pixels needs them again.
+template <class T>
+UNSHARED_INLINE bool weights_return_late(const Problem& p) {
+  constexpr double second_cache = 1024 * 1024;
+  auto places =
+      static_cast<double>(p.in_channels * p.out_channels * taps_of(p) * int64_t{sizeof(T)});
+  double bytes = 0;
+  for (int s = p.axis_count - 1; s >= 0; --s) {
+    const Axis& axis = p.axes[s];
+    bytes += places * static_cast<double>((axis.kernel - 1) * axis.dilation / axis.stride);
+    places *= static_cast<double>(axis.output);
+  }
+  return bytes > second_cache;
+}
+
 // Where gather is as fast: what a place adds to a pixel must be worth bringing the pixel's sums, and
 // few enough samples must share what it takes gather to bring a pixel's weights together.
 template <class T>
@@ -49,18 +65,29 @@ const char* scatter_declines(const Problem& p) noexcept {
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels;
   const Over over = Plan::lanes_of(p);
   const bool inward = p.w_out_stride == 1, few = 2 * a <= lanes;
+  const bool filled = 3 * n >= 2 * padded<typename Plan::Real>(n);
+  const bool far = over == Over::samples && filled && weights_return_late<T>(p);
+  const int64_t least = far && n <= 2 * lanes ? 4 : 12;  // channels of dy, over samples
   if (taps_lie_side_by_side(p)) {
     const bool small = taps_of(p) * a * b * int64_t{sizeof(T)} <= 16 * 1024;
     if (n > 4 * lanes && p.x_channel_stride != 1 && small) return again;
-    return b < (over == Over::samples ? 12 : 4) ? near_by : nullptr;
+    return b < (over == Over::samples ? least : 4) ? near_by : nullptr;
   }
   if (over == Over::samples) {
-    const bool last = p.y_channel_stride == 1;
-    if (b < 12) return near_by;
+    const bool last = p.y_channel_stride == 1, narrow = a <= Plan::line;
+    if (b < (inward ? least : 12)) return near_by;
     if (few && (n <= 2 * lanes || last)) return nullptr;
-    return inward && a <= 8 * lanes && n <= (last ? lanes : lesser(2 * lanes, int64_t{16}))
-               ? nullptr
-               : again;
+    if (far && !inward)
+      return a < 2 * Plan::line && n > lanes && taps_of(p) <= 64 &&
+                     (b >= 2 * Plan::line || n <= 2 * lanes || taps_of(p) > 32)
+                 ? nullptr
+                 : again;
+    const bool large = lanes == Plan::line && taps_of(p) > (last ? 16 : 32);
+    const int64_t most = far && narrow               ? (large ? 16 : 4) * lanes
+                         : far && a < 3 * Plan::line ? 2 * lanes
+                         : last                      ? lanes
+                                                     : lesser(2 * lanes, int64_t{16});
+    return inward && a <= 8 * lanes && n <= most ? nullptr : again;
   }
   if (b < (inward ? 4 : 8)) return near_by;
   if (Plan::keeps_sums(p) && !inward && a >= 6 * lanes && a % lanes == 0 && 2 * n >= lanes &&
