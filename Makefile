@@ -15,8 +15,8 @@ wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(
              sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))), sep="\n")' $(1))
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
 export PATH := $(abspath $(VENV)/bin):$(PATH)
-.PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon defects sanitize gpu-test bench \
-        test-cuda cuda-bars nvcc test-jax-oldest test-jax-latest jax-tests \
+.PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon defects sanitize gpu-test gpu-bench \
+        bench test-cuda cuda-bars nvcc test-jax-oldest test-jax-latest jax-tests \
         example lint format wheel clean doctest frameworks
 
 # Builds one preset and runs its C++ tests.
@@ -92,6 +92,10 @@ sanitize: $(VENV)/with-test doctest  ## C++ and Python tests under AddressSaniti
 gpu-test: $(VENV)/installed $(VENV)/with-test doctest  ## on a machine with a GPU: bits, streams, graphs, adapters, sanitizer
 	cmake --preset gpu $(CONFIGURE) && cmake --build --preset gpu || echo "its C++ tests are not run"
 	$(PY) tests/check_gpu.py
+
+gpu-bench: $(VENV)/installed $(VENV)/with-bench  ## the same with a GPU: times beside ceilings, checks, then peers; needs PyTorch
+	$(PY) bench/gpu.py ours
+	$(PY) bench/gpu.py peers
 
 bench: $(VENV)/installed $(VENV)/with-bench  ## time the three faces on this machine
 	$(PY) -m unshared bench

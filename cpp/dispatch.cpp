@@ -146,10 +146,13 @@ Explanation explain(const Problem& problem, Face face, DType dtype, Place place,
   const KernelTable& table = table_of(place);
   Explanation explanation;
   explanation.level = table.level;
-  explanation.kernel =
+  const Kernel& kernel =
       choose(table, problem, face, dtype, precision, [&](const char* name, const char* reason) {
         explanation.declined.emplace_back(name, reason);
-      }).name;
+      });
+  explanation.kernel = kernel.name;
+  if (place == Place::cuda && kernel.precision == Precision::ieee)
+    explanation.predicted_seconds = cuda_predicted_seconds(problem, face, dtype);
   return explanation;
 }
 

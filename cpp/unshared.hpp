@@ -53,6 +53,8 @@ UNSHARED_API void run(const Problem& problem, const Call& call);
 struct Explanation {
   std::string kernel, level;
   std::vector<std::pair<std::string, std::string>> declined;  // name, reason
+  // Seconds that CUDA's IEEE kernel should take on an H200, by the model that chose it; else 0.
+  double predicted_seconds = 0;
 };
 // Tells of CUDA on any machine, with or without a GPU.
 UNSHARED_API Explanation explain(const Problem& problem, Face face, DType dtype,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../cpp/kernels.hpp"
 #include "staging.hpp"
 #include "statement.hpp"
 
@@ -216,3 +217,8 @@ Prediction predict(const Problem& problem, Face face, DType dtype) noexcept {
 }
 
 }  // namespace unshared::cuda
+
+double unshared::cuda_predicted_seconds(const Problem& problem, Face face, DType dtype) noexcept {
+  const cuda::Prediction prediction = cuda::predict(problem, face, dtype);
+  return prediction.of(prediction.best) / 1e6;
+}

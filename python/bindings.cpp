@@ -361,9 +361,10 @@ a transposed layer, whose input sits in the seat of y.)");
           "stride: object, padding: object, dilation: object, input_dilation: object, "
           "groups: object, out: object, accumulate: object, num_threads: object, "
           "precision: object, place: object, /) -> tuple[str, str, float, float, int, str, str, "
-          "tuple[tuple[str, str], ...]]"),
+          "tuple[tuple[str, str], ...], float | None]"),
       R"(Tell what the same call would do: its problem as text, dtype, flops, bytes, terms, kernel,
-level, and the kernels that declined, each with its reason.)");
+level, the kernels that declined, each with its reason, and how long it should take, where a model
+chose.)");
 }
 
 }  // namespace unshared::python

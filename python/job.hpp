@@ -105,10 +105,11 @@ class Job {
   nb::object explain() const {
     const Explanation said =
         unshared::explain(problem_, face_, first_.dtype(), call_.place, call_.precision);
-    return nb::make_tuple(to_string(problem_), name_of(first_.dtype()),
-                          problem_.flops(first_.dtype()), problem_.bytes(first_.dtype()),
-                          problem_.terms(face_), said.kernel, said.level,
-                          nb::tuple(nb::cast(said.declined)));
+    return nb::make_tuple(
+        to_string(problem_), name_of(first_.dtype()), problem_.flops(first_.dtype()),
+        problem_.bytes(first_.dtype()), problem_.terms(face_), said.kernel, said.level,
+        nb::tuple(nb::cast(said.declined)),
+        said.predicted_seconds > 0 ? nb::cast(said.predicted_seconds) : nb::none());
   }
 
  private:

@@ -62,6 +62,11 @@ def test_explained_on_any_machine(face: str, case: Case) -> None:
         assert here[:6] == there[:6], "problem, dtype, work"
         assert all(name and reason for name, reason in there.declined)
         assert "(cuda)" in str(there)
+        assert here.predicted is None and "predicted" not in str(here)
+        if there.predicted is None:
+            assert there.flops == 0, "there is no result"
+        else:
+            assert there.predicted > 1e-6 and "microseconds on an H200" in str(there)
     assert _explain(face, *arrays, case) == here, "by default where the arrays are"
 
 

@@ -149,6 +149,18 @@ TEST_CASE("explain names the kernel and what declined before it") {
     CHECK(explain(parse_problem("n2 a1>b1 i2048 k3"), Face::forward, DType::complex64).kernel ==
           "gather");
   }
+  CHECK(e.predicted_seconds == 0);
+}
+
+TEST_CASE("explain tells how long a GPU's kernel should take, where a model chose it") {
+  const Problem problem = parse_problem("n100 a16>b16 i28x28 k3x3 x:nia y:nob w:oakb");
+  const auto seconds = [&](Precision precision) {
+    return explain(problem, Face::forward, DType::float32, Place::cuda, precision)
+        .predicted_seconds;
+  };
+  CHECK(seconds(Precision::ieee) > 3e-6);  // less would be less than the memory's time
+  CHECK(seconds(Precision::ieee) < 1e-3);
+  CHECK(seconds(Precision::tf32) == 0);
 }
 
 #if defined(__x86_64__)

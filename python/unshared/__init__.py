@@ -283,6 +283,7 @@ class Explanation(NamedTuple):
     kernel: str
     level: str  #: the instruction set it was compiled for, or "cuda"
     declined: tuple[tuple[str, str], ...]  #: kernels ahead of it in the list: name, reason
+    predicted: float | None = None  #: seconds, by the model that chose: of IEEE kernels on an H200
 
     def __str__(self) -> str:
         work = f"{self.flops:.4g} flops on {self.bytes:.4g} bytes, sums of {self.terms} terms"
@@ -291,6 +292,8 @@ class Explanation(NamedTuple):
             f"  work      {work}",
             f"  kernel    {self.kernel} ({self.level})",
         ]
+        if self.predicted is not None:
+            lines.append(f"  predicted {1e6 * self.predicted:.4g} microseconds on an H200")
         lines += [f"  declined  {name}: {reason}" for name, reason in self.declined]
         return "\n".join(lines)
 

@@ -171,6 +171,11 @@ def aligned(values: Array) -> Array:
     return made
 
 
+def kind_of(dtype: str) -> np.dtype[Any]:
+    """NumPy's dtype of that name, or the one ml_dtypes adds."""
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+
+
 def array(buffer: Array, problem: unshared.Problem, seat: str) -> Array:
     """The tensor in that seat, in logical order, its memory in the problem's order."""
     strides = [stride * buffer.itemsize for stride in problem.strides(seat)]
@@ -217,7 +222,7 @@ class Bench:
         sizes = {seat: math.prod(case.problem.shape(seat)) for seat in "xwy"}
         # Values do not matter to time, so a short random sequence may repeat.
         base = np.random.default_rng(0).standard_normal(1_000_003)
-        kind = importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+        kind = kind_of(dtype)
         flat = {seat: aligned(np.resize(base.astype(kind), size)) for seat, size in sizes.items()}
         scratch = aligned(np.full(max(sizes.values()), 0, kind))
         rows: list[Row] = []

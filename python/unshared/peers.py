@@ -3,7 +3,7 @@
 Each peer gets the arrays of the benchmark, x and dy in the memory order of the row, and the weight
 in the order it likes best, copied there before the clock starts. It offers each face as a call
 without arguments; a peer that cannot do a case raises `PeerError` with the reason. No framework is
-imported before its peer is asked for.
+imported before its peer is asked for. PyTorch's peers take tensors, too, and compute where x is.
 """
 
 from __future__ import annotations
@@ -66,14 +66,15 @@ def installed(name: str) -> ModuleType:
         raise MissingError(f"{error.name or name} is not installed") from error
 
 
-def require_room(s: Sizes, itemsize: int) -> None:
+def require_room(s: Sizes, itemsize: int, free: int | None = None) -> None:
     """Patches are the price of these recipes; better left out than ended by the system."""
     need = 4 * s.n * s.places * s.g * s.fused * itemsize  # patches, their copy, their gradient
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return
-    free = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}["MemAvailable"]
+    if free is None:
+        try:
+            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        except OSError:
+            return
+        free = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}["MemAvailable"]
     if need > free:
         raise PeerError(f"patches of {need / 1e9:.0f} GB, with {free / 1e9:.0f} GB of memory free")
 
@@ -167,6 +168,12 @@ def numpy_windows(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Pe
     )
 
 
+def prepare(torch: ModuleType, x: Any, threads: int) -> None:
+    """On a GPU there is nothing to set."""
+    if not x.is_cuda:
+        torch.set_num_threads(threads)
+
+
 def torch_patches(
     name: str,
     product: Callable[[ModuleType, Sizes, Any, Any], Any],
@@ -181,9 +188,10 @@ def torch_patches(
     def make(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
         require(case, axes=2, symmetric=True)
         s = Sizes(case)
-        require_room(s, x.itemsize)
         torch = installed("torch")
-        torch.set_num_threads(threads)
+        tx, tdy = torch.as_tensor(x), torch.as_tensor(dy)
+        prepare(torch, tx, threads)
+        require_room(s, x.itemsize, torch.cuda.mem_get_info()[0] if tx.is_cuda else None)
         narrow = len(s.k) == 1  # unfold knows images only: a line is an image one high
 
         def both(name: str, idle: int) -> list[int]:
@@ -202,8 +210,7 @@ def torch_patches(
             y = product(torch, s, patches.view(s.n, s.g, s.fused, s.places), w)
             return y.permute(0, 2, 3, 1).reshape(s.n, s.g * s.b, *s.o)
 
-        tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
-        tw = torch.from_numpy(weight(w, s))
+        tw = torch.from_numpy(weight(w, s)).to(tx.device)
         leaf_x, leaf_w = tx.detach().requires_grad_(), tw.detach().requires_grad_()
         y = layer(leaf_x, leaf_w)
 
@@ -219,9 +226,9 @@ def torch_patches(
                 "grad_weight": gradient(leaf_w),
             },
             {
-                "forward": lambda y: y.numpy(),
-                "grad_input": lambda dx: dx.numpy(),
-                "grad_weight": lambda dw: logical_weight(dw.numpy(), s),
+                "forward": lambda y: y.cpu().numpy(),
+                "grad_input": lambda dx: dx.cpu().numpy(),
+                "grad_weight": lambda dw: logical_weight(dw.cpu().numpy(), s),
             },
         )
 
@@ -266,10 +273,10 @@ def torch_shared(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Pee
     require(case, symmetric=True)
     s = Sizes(case)
     torch = installed("torch")
-    torch.set_num_threads(threads)
+    tx, tdy = torch.as_tensor(x), torch.as_tensor(dy)
+    prepare(torch, tx, threads)
     conv = f"conv{len(s.k)}d"
-    tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
-    tw = torch.from_numpy(np.ascontiguousarray(w[(0,) * len(s.k)]))
+    tw = torch.from_numpy(np.ascontiguousarray(w[(0,) * len(s.k)])).to(tx.device)
     options = {name: case.options[name] for name in ("stride", "dilation", "groups")}
     options["padding"] = [low for low, _ in case.options["padding"]]
     forward = getattr(torch.nn.functional, conv)
@@ -288,14 +295,16 @@ def torch_shared(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Pee
     )
 
 
-def jax_local(case: Case, x: Array, w: Array, dy: Array, threads: int) -> Peer:
+def jax_local(
+    case: Case, x: Array, w: Array, dy: Array, threads: int, platform: str = "cpu"
+) -> Peer:
     """conv_general_dilated_local under jit, its gradients through vjp, each alone."""
     s = Sizes(case)
     if s.g != 1:
         raise PeerError("no groups")
     require_room(s, x.itemsize)
     # Read once, when JAX first computes: like is compared with like, on as many threads.
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_PLATFORMS"] = platform
     os.environ["NPROC"] = str(threads)
     jax = installed("jax")
     if x.dtype == np.float64:
@@ -415,3 +424,5 @@ PEERS: tuple[Callable[[Case, Array, Array, Array, int], Peer], ...] = (
     keras_local,
     torch_shared,
 )
+
+OF_TORCH = (torch_unfold, torch_einsum, torch_grouped, torch_shared)  # on tensors of any device
