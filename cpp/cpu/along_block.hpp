@@ -112,12 +112,6 @@ class AlongBlock {
     return false;
   }
 
-  // Whether the samples' elements that belong to a cell lie in the same sets of the first cache.
-  UNSHARED_INLINE bool collide(int64_t batch_stride) const {
-    constexpr int64_t page = 4096, ways = 8;
-    return p.batch > ways && batch_stride * int64_t{sizeof(T)} % page == 0;
-  }
-
   // Where the weights of the cell (or place) lie that stands `cell` along the axis, whole inner
   // runs apart from the block's first.
   UNSHARED_INLINE int64_t w_along(int64_t cell) const {

@@ -350,7 +350,7 @@ class AlongGather : public AlongBlock<T, face> {
   // Samples that lie in the same sets of the first cache are taken few at a time: as many as leave
   // room there for a line of all that a tile of them reads.
   UNSHARED_INLINE int64_t rows_at_once(int64_t count) const {
-    if (!small_here_ || !this->collide(g.small_batch)) return count;
+    if (!small_here_ || !samples_collide<T>(p, g.small_batch)) return count;
     int64_t lines = g.summed;
     for (int s = 0; s < p.axis_count; ++s)
       if (s != axis_) lines = lesser(lines * p.axes[s].kernel, max_extent);

@@ -23,6 +23,13 @@ inline constexpr int along_steps = 192;  // of a pass
 inline constexpr int64_t along_reach = 64, along_lanes = 512, along_wide = 8;
 inline constexpr int64_t least_blocks = 8;  // to share out
 
+// Whether the samples' elements that belong to a cell lie in the same sets of the first cache.
+template <class T>
+UNSHARED_INLINE bool samples_collide(const Problem& p, int64_t batch_stride) {
+  constexpr int64_t page = 4096, ways = 8;
+  return p.batch > ways && batch_stride * int64_t{sizeof(T)} % page == 0;
+}
+
 template <class T, Face face>
 struct AlongPlan {
   using Real = typename Scalar<T>::Real;
@@ -206,8 +213,14 @@ struct AlongPlan {
         taps <= along_steps) {
       const int64_t all = cells(p.axes[groups]);
       const int64_t room = scratch_reals / (weights * (lesser(n, 4 * lanes) + 2 * lanes));
+      // Where samples lie in the same sets of a first-level cache no more than share lines of w, so
+      // that the next row of places still finds there what it shares with this one.
+      const bool apart = p.axes[groups].w_place_stride != 1;
+      const int64_t most_groups = apart && samples_collide<T>(p, p.x_batch_stride)
+                                      ? ceil_div(int64_t{128 / sizeof(T)}, greater(1, taps))
+                                      : lanes;
       company_axis = groups;
-      companies = ceil_div(all, greater(1, lesser(room, lanes)));
+      companies = ceil_div(all, greater(1, lesser(room, most_groups)));
       company = ceil_div(all, companies);
       companies = ceil_div(all, company);
       most = lesser(most, scratch_reals / (weights * company));

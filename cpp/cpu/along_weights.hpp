@@ -77,7 +77,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     if (all == 0) return;
 
     look_ahead(x, y);
-    x_here_ = plain && along_.x_stride == 1 && !this->collide(p.x_batch_stride);
+    x_here_ = plain && along_.x_stride == 1 && !samples_collide<T>(p, p.x_batch_stride);
     y_here_ = plain && along_.y_stride == 1;
     w_here_ = plain && in_place_;
     // Columns and input channels at a time: what scratch has room for.
