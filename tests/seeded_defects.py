@@ -146,6 +146,12 @@ DEFECTS = [
         "",
     ),
     Defect(
+        "the last, shared line of what is copied around the caches left out",
+        "cpp/cpu/stage.hpp",
+        "  __builtin_memcpy(to + at, from + at, static_cast<std::size_t>(bytes - at));\n",
+        "",
+    ),
+    Defect(
         "the last, fewer steps of a place leave others in the table for the next place",
         "cpp/cpu/scatter.hpp",
         "w_step_[most_steps + s] = w_step_[s] + after;",

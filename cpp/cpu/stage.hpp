@@ -365,6 +365,42 @@ UNSHARED_INLINE void written_around() {
 #endif
 }
 
+// How many elements a box is, if they are all those from its first to its last in memory; else 0.
+UNSHARED_INLINE int64_t side_by_side(const Box& box) {
+  Box::Loop loop[max_axes + 4];
+  int depth = 0;
+  const auto add = [&](int64_t count, int64_t stride) {
+    if (count == 1) return;
+    int at = depth++;
+    for (; at > 0 && loop[at - 1].memory > stride; --at) loop[at] = loop[at - 1];
+    loop[at] = {count, stride, 0};
+  };
+  for (int d = 0; d < box.depth; ++d) add(box.loop[d].count, box.loop[d].memory);
+  add(box.lanes, box.lane_memory);
+  int64_t elements = 1;
+  for (int d = 0; d < depth; ++d) {
+    if (loop[d].memory != elements) return 0;
+    elements *= loop[d].count;
+  }
+  return elements;
+}
+
+// Copies bytes around the caches, but for those that share a line with others. Both sides must stand
+// at the same place in a line.
+UNSHARED_INLINE void copy_around(char* to, const char* from, int64_t bytes) {
+  using L = Lanes<float>;
+  constexpr int64_t line = 64, vector = L::count * int64_t{sizeof(float)};
+  const int64_t head =
+      lesser(bytes, -static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(to)) & (line - 1));
+  __builtin_memcpy(to, from, static_cast<std::size_t>(head));
+  int64_t at = head;
+  for (; at + line <= bytes; at += line)
+    for (int64_t v = 0; v < line; v += vector)
+      L::store_around(reinterpret_cast<float*>(to + at + v),
+                      L::load(reinterpret_cast<const float*>(from + at + v)));
+  __builtin_memcpy(to + at, from + at, static_cast<std::size_t>(bytes - at));
+}
+
 // One step of complex weights as two steps of reals: an element q becomes, for the steps that
 // broadcast p.re and p.im, the lanes (q.re, q.im) and (-q.im, q.re), with the signs of the
 // conjugations of p (a) and q (b).

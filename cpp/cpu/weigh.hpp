@@ -30,7 +30,8 @@ class Weigh {
         plan_(plan),
         z_(problem.axis_count - 1),
         around_(plan.direct && !call.accumulate && beyond_caches<T>(problem) &&
-                (plain || columns_of(problem, plan) % (2 * L::count) == 0)) {
+                (plain || columns_of(problem, plan) % (2 * L::count) == 0)),
+        copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem)) {
     for (int s = 0; s < p.axis_count; ++s) {
       const Spacing spacing = spacing_of(p.axes[s], false);
       tap_step_[s] = spacing.tap;
@@ -54,7 +55,7 @@ class Weigh {
         enter(next, item);
       compute(item < end ? &next : nullptr, !same);
     }
-    if (around_) written_around();
+    if (around_ || copies_around_) written_around();
   }
 
  private:
@@ -411,8 +412,24 @@ class Weigh {
                 at[s] = 0;
               }
             }
-            unstage(box, to, sums);
+            unstage_sums(box, to, sums, scratch);
           }
+  }
+
+  // Sums that go to whole lines of dw, which nobody reads soon, are put in order in scratch, behind
+  // those `used`, and written around the caches. A call of its own: compute() is long enough.
+  __attribute__((noinline)) void unstage_sums(const Box& box, T* to, const Real* sums,
+                                              int64_t used) {
+    constexpr std::uintptr_t line = 64;
+    const int64_t elements = copies_around_ ? side_by_side(box) : 0;
+    const int64_t bytes = elements * int64_t{sizeof(T)};
+    char* buffer = reinterpret_cast<char*>(arena_ + arena_reals - sums_reals + used) + line;
+    buffer +=
+        (reinterpret_cast<std::uintptr_t>(to) - reinterpret_cast<std::uintptr_t>(buffer)) % line;
+    if (bytes < int64_t{4 * line} || buffer + bytes > reinterpret_cast<char*>(arena_ + arena_reals))
+      return unstage(box, to, sums);
+    unstage(box, reinterpret_cast<T*>(buffer), sums);
+    copy_around(reinterpret_cast<char*>(to), buffer, bytes);
   }
 
   // Rows by columns; `next`: where the sums of the next call will stand.
@@ -474,7 +491,8 @@ class Weigh {
   const Call& call_;
   const Plan& plan_;
   const int z_;  // the last axis
-  const bool around_;
+  const bool around_;  // whether tiles write around the caches
+  const bool copies_around_;  // whether sums that passed through scratch do
   int64_t tap_step_[max_axes], partner_step_[max_axes];
   Strip here_;
   Range y_;
