@@ -339,8 +339,7 @@ UNSHARED_INLINE void clear_padding(const Problem& p, const int64_t* place, T* dw
 // memory, and if they would not stay in a cache anyway. Not those that are added to, which are read
 // first. Whoever writes so calls written_around() when done.
 template <class T>
-UNSHARED_INLINE bool beyond_caches(const Problem& p) {
-  constexpr int64_t most_samples = 8;
+UNSHARED_INLINE bool beyond_caches(const Problem& p, int64_t most_samples = 8) {
   constexpr double last_cache = 16 * 1024 * 1024;
   double bytes =
       static_cast<double>(p.in_channels * int64_t{sizeof(T)}) * static_cast<double>(p.out_channels);
@@ -365,28 +364,42 @@ UNSHARED_INLINE void written_around() {
 #endif
 }
 
-// How many elements a box is, if they are all those from its first to its last in memory; else 0.
-UNSHARED_INLINE int64_t side_by_side(const Box& box) {
-  Box::Loop loop[max_axes + 4];
+// A box as it lies in memory: runs of so many elements side by side, and loops over them, innermost first.
+struct Runs {
+  int64_t run = 1;
   int depth = 0;
-  const auto add = [&](int64_t count, int64_t stride) {
-    if (count == 1) return;
-    int at = depth++;
-    for (; at > 0 && loop[at - 1].memory > stride; --at) loop[at] = loop[at - 1];
-    loop[at] = {count, stride, 0};
-  };
-  for (int d = 0; d < box.depth; ++d) add(box.loop[d].count, box.loop[d].memory);
-  add(box.lanes, box.lane_memory);
-  int64_t elements = 1;
-  for (int d = 0; d < depth; ++d) {
-    if (loop[d].memory != elements) return 0;
-    elements *= loop[d].count;
-  }
-  return elements;
-}
+  Box::Loop loop[max_axes + 4];
 
-// Copies bytes around the caches, but for those that share a line with others. Both sides must stand
-// at the same place in a line.
+  // `packed`: the same box with its runs side by side, in the order of memory.
+  UNSHARED_INLINE Runs(const Box& box, Box& packed) {
+    int from[max_axes + 4];  // whose loop it is
+    const auto add = [&](int64_t count, int64_t stride, int whose) {
+      int at = depth++;
+      for (; at > 0 && loop[at - 1].memory > stride; --at) {
+        loop[at] = loop[at - 1];
+        from[at] = from[at - 1];
+      }
+      loop[at] = {count, stride, 0};
+      from[at] = whose;
+    };
+    for (int d = 0; d < box.depth; ++d) add(box.loop[d].count, box.loop[d].memory, d);
+    add(box.lanes, box.lane_memory, box.depth);
+    packed = box;
+    int64_t elements = 1;
+    int kept = 0;
+    for (int d = 0; d < depth; ++d) {
+      (from[d] == box.depth ? packed.lane_memory : packed.loop[from[d]].memory) = elements;
+      elements *= loop[d].count;
+      if (kept == 0 && (loop[d].count == 1 || loop[d].memory == run))
+        run *= loop[d].count;
+      else
+        loop[kept++] = loop[d];
+    }
+    depth = kept;
+  }
+};
+
+// Copies bytes around the caches, but for those that share a line with others.
 UNSHARED_INLINE void copy_around(char* to, const char* from, int64_t bytes) {
   using L = Lanes<float>;
   constexpr int64_t line = 64, vector = L::count * int64_t{sizeof(float)};

@@ -31,7 +31,7 @@ class Weigh {
         z_(problem.axis_count - 1),
         around_(plan.direct && !call.accumulate && beyond_caches<T>(problem) &&
                 (plain || columns_of(problem, plan) % (2 * L::count) == 0)),
-        copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem)) {
+        copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem, 64)) {
     for (int s = 0; s < p.axis_count; ++s) {
       const Spacing spacing = spacing_of(p.axes[s], false);
       tap_step_[s] = spacing.tap;
@@ -346,16 +346,21 @@ class Weigh {
       return;
     }
 
-    // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room.
+    // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room;
+    // and as much again where they are put in order, if tiles do not suffer.
     const int64_t tap_counts[] = {here_.taps * taps.count(), taps.count(), 1};
+    const int64_t all = tap_counts[0] * padded<Real>(columns.count());
+    const int64_t room = copies_around_ && sums_reals / 2 / all >= lesser(rows.count(), 6)
+                             ? sums_reals / 2
+                             : sums_reals;
     int64_t high = 0, wide = 0;
     int level = q_.count() == here_.taps ? 0 : 1;
     for (bool found = false; !found; level += !found)
       for (const int64_t width : {padded<Real>(columns.count()), int64_t{L::count}}) {
         if (found) continue;
         wide = width;
-        high = lesser(sums_reals / (tap_counts[level] * width), rows.count());
-        found = high >= lesser(rows.count(), 8);
+        high = lesser(room / (tap_counts[level] * width), rows.count());
+        found = high >= lesser(rows.count(), room == sums_reals ? 8 : 6);
       }
     high = ceil_div(rows.count(), ceil_div(rows.count(), high));
     const int64_t q_unit = level == 0 ? here_.taps : 1, k_unit = level == 2 ? 1 : taps.count();
@@ -412,24 +417,38 @@ class Weigh {
                 at[s] = 0;
               }
             }
-            unstage_sums(box, to, sums, scratch);
+            if (copies_around_)
+              unstage_around(box, to, sums, scratch);
+            else
+              unstage(box, to, sums);
           }
   }
 
   // Sums that go to whole lines of dw, which nobody reads soon, are put in order in scratch, behind
   // those `used`, and written around the caches. A call of its own: compute() is long enough.
-  __attribute__((noinline)) void unstage_sums(const Box& box, T* to, const Real* sums,
-                                              int64_t used) {
-    constexpr std::uintptr_t line = 64;
-    const int64_t elements = copies_around_ ? side_by_side(box) : 0;
-    const int64_t bytes = elements * int64_t{sizeof(T)};
-    char* buffer = reinterpret_cast<char*>(arena_ + arena_reals - sums_reals + used) + line;
-    buffer +=
-        (reinterpret_cast<std::uintptr_t>(to) - reinterpret_cast<std::uintptr_t>(buffer)) % line;
-    if (bytes < int64_t{4 * line} || buffer + bytes > reinterpret_cast<char*>(arena_ + arena_reals))
-      return unstage(box, to, sums);
-    unstage(box, reinterpret_cast<T*>(buffer), sums);
-    copy_around(reinterpret_cast<char*>(to), buffer, bytes);
+  __attribute__((noinline)) void unstage_around(const Box& box, T* to, Real* sums, int64_t used) {
+    constexpr int64_t least = 256;  // bytes of a run
+    constexpr int64_t line = 64 / sizeof(Real);
+    Box packed;
+    const Runs runs(box, packed);
+    const int64_t bytes = runs.run * int64_t{sizeof(T)};
+    if (bytes < least || 2 * used > sums_reals) return unstage(box, to, sums);
+    T* const buffer = reinterpret_cast<T*>(sums + ceil_div(used, line) * line);
+    unstage(packed, buffer, sums);
+    const char* from = reinterpret_cast<const char*>(buffer);
+    int64_t at[max_axes + 4] = {};
+    for (;;) {
+      copy_around(reinterpret_cast<char*>(to), from, bytes);
+      from += bytes;
+      int d = 0;
+      for (; d < runs.depth; ++d) {
+        to += runs.loop[d].memory;
+        if (++at[d] < runs.loop[d].count) break;
+        to -= at[d] * runs.loop[d].memory;
+        at[d] = 0;
+      }
+      if (d == runs.depth) return;
+    }
   }
 
   // Rows by columns; `next`: where the sums of the next call will stand.
