@@ -16,6 +16,7 @@ import argparse
 import ctypes
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -76,6 +77,7 @@ class Gpu:
         found = torch.cuda.get_device_properties(0)
         self.name, self.cache = found.name, found.L2_cache_size
         self._stream = torch.cuda.Stream()
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of JAX, if it comes
 
     def ceilings(self) -> dict[str, float]:
         nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
@@ -197,9 +199,9 @@ def row_of(
     work, said = work_of(problem, face, mode), explained(face, problem, case, mode)
     floor, binds = floor_of(work, mode, ceilings, cold)
     return DeviceRow(
-        case=case.text, dtype=mode.dtype, face=face, layout=layout, order=order, flops=work.flops,
+        case=case.text, dtype=mode.name, face=face, layout=layout, order=order, flops=work.flops,
         bytes=work.read + work.written, floor=floor, binds=binds, kernel=said.kernel, name=name,
-        mode=mode.name, cold=cold, weights=work.weights, predicted=said.predicted,
+        cold=cold, weights=work.weights, predicted=said.predicted,
         bar=bar_of(work, mode, binds) if cold else None,
         **(timed or quartiles([said.predicted])),
     )  # fmt: skip
@@ -225,6 +227,7 @@ class Tensors:
         generator = torch.Generator(place).manual_seed(1)
         how = {"generator": generator, "device": place, "dtype": self.kind}
         self.values = {seat: torch.randn(case.problem.shape(seat), **how) for seat in "xwy"}
+        self._host: dict[str, torch.Tensor] = {}
         self._expected: dict[str, torch.Tensor] = {}
 
     def laid_out(self, problem: unshared.Problem) -> dict[str, torch.Tensor]:
@@ -245,9 +248,9 @@ class Tensors:
     def expected(self, face: str) -> torch.Tensor:
         """The CPU's result, whose bits are the definition's."""
         if face not in self._expected:
-            t = {seat: values.cpu() for seat, values in self.values.items()}
-            out = torch.empty_like(t[bench.SEATS[face][0]])
-            self.call(face, t, out, None)()
+            self._host = self._host or {seat: v.cpu() for seat, v in self.values.items()}
+            out = torch.empty_like(self._host[bench.SEATS[face][0]])
+            self.call(face, self._host, out, None)()
             self._expected[face] = out.to(self.place)
         return self._expected[face]
 
@@ -347,9 +350,10 @@ def others(
 def allow_tf32(allow: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
     torch.backends.cudnn.benchmark = True
+    precision = "tensorfloat32" if allow else "float32"
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = precision  # read when JAX is imported
     if "jax" in sys.modules:
-        jax = sys.modules["jax"]
-        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if allow else "float32")
+        sys.modules["jax"].config.update("jax_default_matmul_precision", precision)
 
 
 # --- all of it ------------------------------------------------------------------------------------

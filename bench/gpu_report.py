@@ -45,10 +45,9 @@ MODES = (
 
 @dataclass
 class DeviceRow(Row):
-    """A row of the benchmark, and what is told of a GPU besides."""
+    """A row of the benchmark, and what is told of a GPU besides; its dtype is a mode's name."""
 
     name: str = ""  # of the case
-    mode: str = ""
     cold: bool = True  # whether the operands come from memory, not from a cache
     weights: float = 0  # bytes
     predicted: float | None = None  # seconds, by the model that chooses kernels
@@ -113,7 +112,7 @@ def judged(text: str, found: Sequence[tuple[float, str]], bound: float) -> Promi
 
 
 def label(row: DeviceRow) -> str:
-    return f"{row.name} {row.face} {row.mode} {row.layout} {row.order}"
+    return f"{row.name} {row.face} {row.dtype} {row.layout} {row.order}"
 
 
 def ratios(
@@ -125,7 +124,7 @@ def ratios(
     """Times over times of rows that are alike `but` for one field."""
 
     def key(row: DeviceRow) -> tuple[object, ...]:
-        fields = {"name", "face", "mode", "layout", "order", "cold"} - {but}
+        fields = {"name", "face", "dtype", "layout", "order", "cold"} - {but}
         return tuple(getattr(row, field) for field in sorted(fields))
 
     base = {key(row): row.median for row in rows if under(row)}
@@ -148,7 +147,7 @@ def promises(rows: Sequence[DeviceRow]) -> list[Promise]:
         found.append(Promise(f"{text[bar]}: of the floor >= {bar:.0%}", kept, len(some), worst))
 
     hot = [row for row in ours if not row.cold]
-    small = [row for row in hot if row.name in ("S0", "S1", "S2") and row.mode == "float32"]
+    small = [row for row in hot if row.name in ("S0", "S1", "S2") and row.dtype == "float32"]
     late = [(1e6 * (row.median - row.floor), label(row)) for row in small]
     found.append(judged("S0, S1, S2, hot: microseconds beyond the floor", late, 4))
     seed = {row.face: 1e6 * row.median for row in small if row.name == "S0"}
@@ -170,7 +169,7 @@ def promises(rows: Sequence[DeviceRow]) -> list[Promise]:
     best = [
         (1 / ratio, label(row))
         for row, ratios_of in report.against([r for r in rows if r.cold])
-        if isinstance(row, DeviceRow) and (ratio := ratios_of.get(False)) and row.mode == "float32"
+        if isinstance(row, DeviceRow) and (ratio := ratios_of.get(False))
     ]
     found.append(judged("ours / the best peer", best, 1))
     wrong = [row for row in ours if row.checked not in ("", "bits", "bound")]
@@ -199,7 +198,7 @@ def table_of(rows: Sequence[DeviceRow]) -> Table:
         ratios_of = best.get(id(row), {})
         factors = (f"x{ratios_of[kind]:.2f}" if kind in ratios_of else "" for kind in (False, True))
         table.add_row(
-            row.name, row.face, row.mode, row.layout, row.order, "cold" if row.cold else "hot",
+            row.name, row.face, row.dtype, row.layout, row.order, "cold" if row.cold else "hot",
             human(row.median), f"{human(row.floor)} {row.binds}", f"{row.fraction:.0%}",
             "" if row.bar is None else f"{row.bar:.0%}",
             "" if row.predicted is None else human(row.predicted),
@@ -216,7 +215,7 @@ def summary(rows: Sequence[DeviceRow]) -> Iterator[Table]:
         table.add_column(name, justify="right" if name in FACES else "left", no_wrap=True)
     for mode in MODES:
         fractions = [
-            [row.fraction for row in ours if row.mode == mode.name and row.face == face]
+            [row.fraction for row in ours if row.dtype == mode.name and row.face == face]
             for face in FACES
         ]
         if any(fractions):

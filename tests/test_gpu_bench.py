@@ -34,7 +34,7 @@ CEILINGS = {
 ROW = DeviceRow(
     case="n100 a16>b16 i28x28 k3x3", dtype="float32", face="forward", layout="last", order="oakb",
     flops=1e9, bytes=1e6, floor=8e-6, binds="C", fastest=1e-5, low=1e-5, median=1e-5, high=1e-5,
-    runs=5, kernel="tile", name="S0", mode="float32", bar=0.65, checked="bits",
+    runs=5, kernel="tile", name="S0", bar=0.65, checked="bits",
 )  # fmt: skip
 
 
@@ -126,8 +126,9 @@ def test_ratios_of_rows_that_differ_in_one_thing(
         of_peer = "who" in change
         time = ROW.median / (bound * factor) if of_peer else ROW.median * bound * factor
         assert promise([ROW, replace(ROW, median=time, **change)], start).verdict == verdict
-        alien = replace(ROW, median=time, name="S1", case="another", **change)
-        assert promise([ROW, alien], start).verdict == "not run"
+        for alien in ({"name": "S1", "case": "another"}, {"dtype": "float32 tf32"}):
+            found = promise([ROW, replace(ROW, median=time, **alien, **change)], start)
+            assert found.verdict == "not run", "of another case or arithmetic"
 
 
 def test_a_wrong_result_breaks_a_promise() -> None:
@@ -158,9 +159,9 @@ def test_rehearsal_of_ours(gpu: Any, tmp_path: Path) -> None:
     found = json.loads(file.read_text())
     rows = found["rows"]
     assert not found["notes"]
-    assert {row["mode"] for row in rows} == {mode.name for mode in MODES}
+    assert {row["dtype"] for row in rows} == {mode.name for mode in MODES}
     assert {row["checked"] for row in rows} == {"bits", "bound"}
-    both = {(row["layout"], row["order"]) for row in rows if row["mode"] == "float32"}
+    both = {(row["layout"], row["order"]) for row in rows if row["dtype"] == "float32"}
     assert len(both) == 6 and {row["cold"] for row in rows} == {True, False}
     assert gpu.load(file)[0] == DeviceRow(**{k: v for k, v in rows[0].items() if k != "fraction"})
 
@@ -194,7 +195,7 @@ def test_rehearsal_of_peers(gpu: Any, tmp_path: Path) -> None:
     assert gpu.main([*command, "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
     assert {row["layout"] for row in rows} == {"last", "first"}
-    assert {row["mode"] for row in rows} == {"float32", "float32 tf32"}
+    assert {row["dtype"] for row in rows} == {"float32", "float32 tf32"}
     who = {row["who"] for row in rows}
     assert {"torch unfold + bmm", "torch conv, shared weights"} <= who and "unshared" not in who
 
