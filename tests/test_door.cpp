@@ -137,7 +137,7 @@ TEST_CASE("explain names the kernel and what declined before it") {
     for (DType dtype : {DType::float32, DType::bfloat16, DType::complex64})
       for (Face face : {Face::forward, Face::grad_input})
         CHECK(explain(wide, face, dtype).kernel == "gather");
-    for (const char* one : {"n1 a32>b80 i7x7 k3x3 w:oakb", "n1 a32>b80 i7x7 k3x3 w:obka",
+    for (const char* one : {"n1 a32>b80 i7x7 k3x3 w:oakb", "n1 a12>b80 i7x7 k3x3 w:obka",
                             "n1 a32>b80 i7x7 k3x3 w:obak", "n1 a3>b80 i7x7 k3x3 w:oakb"})
       for (DType dtype : {DType::float32, DType::bfloat16})
         CHECK(explain(parse_problem(one), Face::grad_input, dtype).kernel == "scatter");
