@@ -93,7 +93,7 @@ gpu-test: $(VENV)/installed $(VENV)/with-test doctest  ## on a machine with a GP
 	cmake --preset gpu $(CONFIGURE) && cmake --build --preset gpu || echo "its C++ tests are not run"
 	$(PY) tests/check_gpu.py
 
-gpu-bench: $(VENV)/installed $(VENV)/with-bench  ## the same with a GPU: times beside ceilings, checks, then peers; needs PyTorch
+gpu-bench: $(VENV)/installed $(VENV)/with-bench  ## on a machine with a GPU and PyTorch for it: times beside ceilings and peers, checked
 	$(PY) bench/gpu.py ours
 	$(PY) bench/gpu.py peers
 

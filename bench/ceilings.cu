@@ -70,31 +70,26 @@ __global__ void fma_kernel(Real p, Real q, Real* never) {
 
 constexpr int tiles = 8;  // of accumulators, for each warp
 
-__global__ void mma_tf32_kernel(unsigned bits, float* never) {
+template <bool half>
+__global__ void mma_kernel(unsigned bits, float* never) {
   float sum[tiles][4] = {};
   for (int r = 0; r < rounds; ++r)
 #pragma unroll
-    for (int t = 0; t < tiles; ++t)
-      asm volatile(
-          "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, "
-          "{%4,%4}, {%0,%1,%2,%3};"
-          : "+f"(sum[t][0]), "+f"(sum[t][1]), "+f"(sum[t][2]), "+f"(sum[t][3])
-          : "r"(bits));
-  float all = 0;
-  for (const auto& s : sum) all += s[0] + s[1] + s[2] + s[3];
-  if (all == 12345.678f) *never = all;
-}
-
-__global__ void mma_bf16_kernel(unsigned bits, float* never) {
-  float sum[tiles][4] = {};
-  for (int r = 0; r < rounds; ++r)
-#pragma unroll
-    for (int t = 0; t < tiles; ++t)
-      asm volatile(
-          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, "
-          "{%4,%4}, {%0,%1,%2,%3};"
-          : "+f"(sum[t][0]), "+f"(sum[t][1]), "+f"(sum[t][2]), "+f"(sum[t][3])
-          : "r"(bits));
+    for (int t = 0; t < tiles; ++t) {
+      float (&c)[4] = sum[t];
+      if constexpr (half)
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, "
+            "{%4,%4}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(bits));
+      else
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, "
+            "{%4,%4}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(bits));
+    }
   float all = 0;
   for (const auto& s : sum) all += s[0] + s[1] + s[2] + s[3];
   if (all == 12345.678f) *never = all;
@@ -205,11 +200,11 @@ extern "C" int measure(const char* what, double* found) {
       });
     } else if (is("tf32")) {
       *found = work * tiles * (2 * 16 * 8 * 8) / clock.fastest([&] {
-        mma_tf32_kernel<<<blocks, threads, 0, stream>>>(0x3f000000u, never);
+        mma_kernel<false><<<blocks, threads, 0, stream>>>(0x3f000000u, never);
       });
     } else if (is("bf16")) {
       *found = work * tiles * (2 * 16 * 8 * 16) / clock.fastest([&] {
-        mma_bf16_kernel<<<blocks, threads, 0, stream>>>(0x3f003f00u, never);
+        mma_kernel<true><<<blocks, threads, 0, stream>>>(0x3f003f00u, never);
       });
     } else if (is("graph") || is("stream")) {
       *found = spacing(clock, is("graph"));

@@ -38,7 +38,7 @@ from rich.console import Console
 
 import unshared
 from gpu_report import MODES, DeviceRow, Mode, bar_of, floor_of, summary, table_of, work_of
-from unshared import _core, bench, peers
+from unshared import _core, bench, peers, report
 from unshared.report import FACES
 
 HERE = Path(__file__).resolve().parent
@@ -49,6 +49,7 @@ H200 = {
     "read": 4.4e12, "write": 4.3e12, "copy": 4.3e12, "l2": 5.5e12, "float32": 60e12,
     "float64": 30e12, "tf32": 245e12, "bf16": 490e12, "graph": 1e-6, "stream": 2.6e-6,
 }  # fmt: skip
+FETCHED = 1e8  # bytes of a call up to which a peer's result is brought back and compared
 Call = Callable[[], Any]
 Variant = tuple[str, str, unshared.Problem]  # layout, order of weights
 
@@ -114,7 +115,7 @@ class Gpu:
         runs: list[float] = []
         while len(runs) < 5 or (len(runs) < 20 and sum(runs) < self.seconds):
             runs.append(self._timed(graph.replay))
-        return quartiles([run / count for run in runs])
+        return bench.quartiles([run / count for run in runs])
 
     def _timed(self, run: Call) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -155,16 +156,10 @@ class Host:
             start = time.perf_counter()
             calls[len(runs) % len(calls)]()
             runs.append(time.perf_counter() - start)
-        return quartiles(runs)
+        return bench.quartiles(runs)
 
     def extra(self, call: Call) -> int | None:
         return None
-
-
-def quartiles(runs: Sequence[float]) -> dict[str, Any]:
-    names = ("fastest", "low", "median", "high")
-    times = (float(q) for q in np.quantile(runs, (0, 0.25, 0.5, 0.75)))
-    return {**dict(zip(names, times, strict=True)), "runs": len(runs)}
 
 
 # --- cases and rows -------------------------------------------------------------------------------
@@ -203,7 +198,7 @@ def row_of(
         bytes=work.read + work.written, floor=floor, binds=binds, kernel=said.kernel, name=name,
         cold=cold, weights=work.weights, predicted=said.predicted,
         bar=bar_of(work, mode, binds) if cold else None,
-        **(timed or quartiles([said.predicted])),
+        **(timed or bench.quartiles([said.predicted])),
     )  # fmt: skip
 
 
@@ -325,7 +320,8 @@ def others(
     allow_tf32(mode.precision is not None)
     for (x, y), layout in bench.LAYOUTS.items():
         problem = unshared.Problem(f"{case.text} x:{x} y:{y} w:oakb")
-        t = Tensors(case, mode.dtype, device.place).laid_out(problem)
+        tensors = Tensors(case, mode.dtype, device.place)
+        t = tensors.laid_out(problem)
         host = {seat: values.cpu().numpy() for seat, values in t.items()}
         jax_local = partial(peers.jax_local, platform=device.place)
         for make in (*peers.OF_TORCH, *((jax_local,) if layout == "last" else ())):
@@ -341,6 +337,11 @@ def others(
                     found.who, found.shared, found.kernel = peer.name, peer.shared, ""
                     found.predicted = found.bar = None
                     found.extra = None if of_jax else device.extra(call)
+                    if not peer.shared and found.bytes < FETCHED:
+                        want = tensors.expected(face).cpu().numpy()
+                        found.differs = report.difference(peer.logical[face](call()), want)
+                        if found.differs > 1e-2:  # TF32 rounds to 1e-3
+                            note(f"{name}, {layout}: {face} of {found.who} differs from ours")
                     yield found
             except (peers.PeerError, RuntimeError) as reason:
                 what = "JAX" if of_jax else make.__name__

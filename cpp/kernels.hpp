@@ -48,6 +48,7 @@ struct CudaState {
 };
 CudaState cuda_state() noexcept;  // wakes the driver
 const KernelTable& cuda_table() noexcept;
+// What the model that chooses among its IEEE kernels expects (cuda/choice.hpp); 0: no result.
 double cuda_predicted_seconds(const Problem& problem, Face face, DType dtype) noexcept;
 // Runs a kernel of the table on the call's device and stream. Throws Error if it was not launched.
 void cuda_run(const Kernel& kernel, const Problem& problem, const Call& call);
