@@ -21,7 +21,7 @@ namespace {
 inline constexpr int most_vectors = 4;
 inline constexpr bool few_registers = vector_registers == 16;
 inline constexpr int tallest_rows_of[] = {0, few_registers ? 12 : 16, few_registers ? 6 : 12,
-                                          few_registers ? 4 : 8, few_registers ? 2 : 6};
+                                          few_registers ? 4 : 8, few_registers ? 3 : 6};
 constexpr int tallest_rows(int vectors) { return tallest_rows_of[vectors]; }
 constexpr int most_rows(int vectors) {
   return vectors == 1 && !few_registers ? 14 : tallest_rows_of[vectors];
@@ -99,19 +99,35 @@ void micro_tile(const Micro<T>& t) {
       const T* next = reads == Reads::stream ? b + b_step[s + ahead] : nullptr;
       if constexpr (reads == Reads::fetching)
         __builtin_prefetch(fetched.base + fetched.at[s], 0, 2);
-      typename L::Vector w[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
+      const auto vector = [&](int v) __attribute__((always_inline)) {
         if constexpr (reads == Reads::stream) __builtin_prefetch(next + v * L::count, 0, 2);
-        w[v] = decltype(partial)::value && v == V - 1
+        return decltype(partial)::value && v == V - 1
                    ? Stored<T>::load_part(line + v * L::count, t.last)
                    : Stored<T>::load(line + v * L::count);
-      }
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const typename L::Vector one = L::broadcast(base[m / 4] + at + m % 4 * a_row);
+      };
+      const auto row = [&](int m) __attribute__((always_inline)) {
+        return L::broadcast(base[m / 4] + at + m % 4 * a_row);
+      };
+      // Of the two, the fewer are held in registers, and one of the others at a time.
+      typename L::Vector held[V < M ? V : M];
+      if constexpr (V < M) {
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[m][v] = L::chain(one, w[v], sum[m][v]);
+        for (int v = 0; v < V; ++v) held[v] = vector(v);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) {
+          const typename L::Vector one = row(m);
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) sum[m][v] = L::chain(one, held[v], sum[m][v]);
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) held[m] = row(m);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          const typename L::Vector w = vector(v);
+#pragma GCC unroll 4
+          for (int m = 0; m < M; ++m) sum[m][v] = L::chain(held[m], w, sum[m][v]);
+        }
       }
     }
   };
