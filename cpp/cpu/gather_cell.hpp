@@ -38,14 +38,15 @@ class GatherCell {
       if (plan_.turned && rows_ <= most_rows_turned)
         return columns_turned(nest, a, a_row, w, w_next, c, c_row, from_zero);
     const int64_t vectors = Plan::vectors_of(columns_);
-    const int most = rows_ <= tallest_rows(4) ? 4 : rows_ <= tallest_rows(3) ? 3 : 2;  // of a tile
+    const int most = deepest(rows_);  // vectors of a tile
     const bool whole = columns_ * reals % L::count == 0;
     const bool along_memory = reals == 1 && g.w_column == 1;
     // Weights that lie along the lanes are read in place: as a stream, if each is used once; else if
     // all columns of a few steps lie together. Otherwise a panel is made of some of the columns.
     const bool once = rows_ <= tallest_rows(1);
     const bool stream = along_memory && (plain || whole) &&
-                        rows_ <= tallest_rows(vectors < most ? static_cast<int>(vectors) : most);
+                        rows_ <= plan_.streamed(vectors < most ? static_cast<int>(vectors) : most,
+                                                nest.total() * columns_);
     // Steps whole lines apart would share few sets of a cache; of wider ones, few have room there.
     const bool spread_out = !Plan::by_input && columns_ * int64_t{sizeof(T)} % 64 != 0 &&
                             vectors * L::count * 64 <= Plan::wide_reals;

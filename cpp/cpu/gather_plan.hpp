@@ -73,7 +73,9 @@ struct GatherPlan {
     Cut best = strips(false);
     if (plain && reals == 1 && n > L::count / 2) {
       if (!by_input && g.w_summed == 1 && fetches)  // beyond half, a tile loses more than it finds
-        lost = collisions(lesser(g.columns, most_rows(1)), g.w_column, true) - 0.5;
+        lost = collisions(lesser(g.columns, few_registers ? tallest_rows(3) : most_rows(1)),
+                          g.w_column, true) -
+               0.5;
       if (lost < 0) lost = 0;
       const Cut samples = strips(true);
       over_samples = samples.cost < best.cost;
@@ -90,6 +92,14 @@ struct GatherPlan {
     items = cells / (row * column) * wide * high * parts;
   }
 
+  // Rows that a stream of so many weights serves: the first tile's, and, where tiles have few rows, those
+  // of others that find in a cache what it brought there.
+  static UNSHARED_INLINE int64_t streamed(int vectors, int64_t weights) {
+    const int tiles = !plain || !few_registers                   ? 1
+                      : weights * int64_t{sizeof(T)} > 96 * 1024 ? 5
+                                                                 : 2;
+    return tiles * tallest_rows(vectors);
+  }
   static UNSHARED_INLINE int64_t vectors_of(int64_t columns) {
     return ceil_div(columns * reals, L::count);
   }
@@ -113,23 +123,36 @@ struct GatherPlan {
   UNSHARED_INLINE bool keeps_sums() const { return plain && g.result_channel == 1; }
 
   // What it takes to bring the weights of a cell to where they are multiplied with `rows` samples, in
-  // multiplications of vectors.
+  // multiplications of vectors. Of few registers by measurements on Zen 3.
   UNSHARED_INLINE double weights_cost(bool samples, int64_t rows) const {
     const auto lines = static_cast<double>(terms * vectors);
+    const int64_t bytes = terms * g.columns * int64_t{sizeof(T)};
     if (samples) {
       // Broadcast one by one: well if the chain follows them in memory, or if their lines stay.
       const bool follows =
           by_input ? g.w_summed == 1 || g.summed == 1 : p.axes[z].w_tap_stride == 1 && taps > 1;
-      const bool near = !by_input && g.w_summed == 1 && taps <= 16;
-      const bool stays = terms * g.columns * int64_t{sizeof(T)} <= first_cache;
+      const bool scattered = by_input && taps > 1;  // over places, and by short tiles read often
+      const bool near = !by_input && g.w_summed == 1 && taps <= (few_registers ? 80 : 16);
       const auto part = static_cast<double>(g.columns * reals) /
                         static_cast<double>(greater(vectors, 1) * L::count);
-      return lines * part * (follows || stays ? 8 : near ? 12 + 40 * lost : 40);
+      return lines * part *
+             (few_registers && follows && scattered ? 24
+              : follows || bytes <= first_cache     ? 8
+              : near                                ? 12 + 40 * lost
+                                                    : 40);
     }
     if (turned && rows <= most_rows_turned) return lines * 4;
     if (reals == 1 && g.w_column == 1)
-      return lines * (rows <= tallest_rows(3) ? 6 : vectors <= 2 ? 0 : 14);
-    return lines * 16 * static_cast<double>(ceil_div(rows, most_rows_packed));
+      return lines * (rows <= (few_registers ? streamed(3, terms * g.columns) : tallest_rows(3)) ? 6
+                      : vectors <= 2 ? 0
+                                     : 14);
+    // A panel whose steps are far apart in memory, too, should stay in a first-level cache.
+    const bool leaves = !by_input && g.w_summed == 1 && 64 * terms > first_cache;
+    return lines *
+           (!few_registers ? 16
+            : leaves       ? 56
+                           : 28) *
+           static_cast<double>(ceil_div(rows, most_rows_packed));
   }
 
   // A cut into strips and blocks of samples, and what a cell takes, in multiplications of vectors.
@@ -176,8 +199,10 @@ struct GatherPlan {
           const auto copies = static_cast<double>(times * n * pieces * (window / run) *
                                                   (ceil_div(run, L::count) + 2)) *
                               per_cell;
-          const double lines =
-              sums_stay ? 0 : static_cast<double>(n * lines_of_result(w, h)) * per_cell;
+          const double lines = !sums_stay
+                                   ? static_cast<double>(n * lines_of_result(w, h)) * per_cell
+                               : few_registers ? 8 * static_cast<double>(n)  // by short tiles
+                                               : 0;
           // Blocks of samples that read the weights of the strip again; broadcasts hide some of it.
           const int64_t near_by = samples ? 4 * second_cache : second_cache;
           const double again = strip * w_bytes <= near_by || blocks == 1 ? 1

@@ -176,9 +176,20 @@ struct FloatLanes {
     return load_where(span(0, n), p);
   }
   static UNSHARED_INLINE void store_part(float* p, Vector v, int n) {
-    float all[count];
-    _mm256_storeu_ps(all, v);
-    for (int i = 0; i < n; ++i) p[i] = all[i];
+    // Piece by piece: masked stores are slow on processors of this level, a loop would call memcpy.
+    if (n == count) return store(p, v);
+    __m128 rest = _mm256_castps256_ps128(v);
+    if ((n & 4) != 0) {
+      _mm_storeu_ps(p, rest);
+      rest = _mm256_extractf128_ps(v, 1);
+      p += 4;
+    }
+    if ((n & 2) != 0) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      rest = _mm_movehl_ps(rest, rest);
+      p += 2;
+    }
+    if ((n & 1) != 0) _mm_store_ss(p, rest);
   }
   static UNSHARED_INLINE void transpose(Vector (&r)[8]) {
     Vector t[8];
@@ -233,9 +244,14 @@ struct DoubleLanes {
     return load_where(span(0, n), p);
   }
   static UNSHARED_INLINE void store_part(double* p, Vector v, int n) {
-    double all[count];
-    _mm256_storeu_pd(all, v);
-    for (int i = 0; i < n; ++i) p[i] = all[i];
+    if (n == count) return store(p, v);
+    __m128d rest = _mm256_castpd256_pd128(v);
+    if ((n & 2) != 0) {
+      _mm_storeu_pd(p, rest);
+      rest = _mm256_extractf128_pd(v, 1);
+      p += 2;
+    }
+    if ((n & 1) != 0) _mm_store_sd(p, rest);
   }
   static UNSHARED_INLINE void transpose(Vector (&r)[4]) {
     const Vector p = _mm256_unpacklo_pd(r[0], r[1]), q = _mm256_unpackhi_pd(r[0], r[1]),
@@ -411,6 +427,19 @@ struct StoredHalf {
   static UNSHARED_INLINE Vector load_part(const T* p, int n) {
 #if defined(__AVX512F__)
     return widened(_mm256_maskz_loadu_epi16(L::span(0, n), p));
+#elif defined(__AVX2__)
+    // Piece by piece, the last ones first.
+    if (n == L::count) return load(p);
+    __m128i bits = _mm_setzero_si128();
+    if ((n & 1) != 0) bits = _mm_cvtsi32_si128(p[n - 1].bits);
+    if ((n & 2) != 0) {
+      int two;
+      __builtin_memcpy(&two, p + (n & 4), sizeof two);
+      bits = _mm_or_si128(_mm_slli_si128(bits, 4), _mm_cvtsi32_si128(two));
+    }
+    if ((n & 4) != 0)
+      bits = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), bits);
+    return widened(bits);
 #else
     float all[L::count] = {};
     for (int i = 0; i < n; ++i) all[i] = widen(p[i]);
@@ -438,6 +467,21 @@ struct StoredHalf {
   static UNSHARED_INLINE void store_part(T* p, Vector v, int n) {
 #if defined(__AVX512F__)
     _mm256_mask_storeu_epi16(p, L::span(0, n), rounded(v));
+#elif defined(__AVX2__)
+    if (n == L::count) return store(p, v);
+    __m128i rest = rounded(v);
+    if ((n & 4) != 0) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(p), rest);
+      rest = _mm_unpackhi_epi64(rest, rest);
+      p += 4;
+    }
+    if ((n & 2) != 0) {
+      const int two = _mm_cvtsi128_si32(rest);
+      __builtin_memcpy(p, &two, sizeof two);
+      rest = _mm_srli_si128(rest, 4);
+      p += 2;
+    }
+    if ((n & 1) != 0) p->bits = static_cast<std::uint16_t>(_mm_extract_epi16(rest, 0));
 #else
     float all[L::count];
     L::store(all, v);

@@ -27,6 +27,13 @@ constexpr int most_rows(int vectors) {
   return vectors == 1 && !few_registers ? 14 : tallest_rows_of[vectors];
 }
 
+// Vectors of the tiles for so many rows.
+constexpr int deepest(std::int64_t rows) {
+  for (const int vectors : {4, 3, 2})
+    if (rows <= tallest_rows(vectors)) return vectors;
+  return few_registers && rows <= 2 * tallest_rows(3) ? 3 : 2;
+}
+
 // Lines that will be needed later, asked for while tiles compute, one a step: as bursts between tiles
 // they would wait for each other. A list must be readable for a tile's steps beyond its end.
 struct Lines {

@@ -39,7 +39,7 @@ bool scatter_able(const Problem& p) noexcept {
 // the next row or plane of pixels needs them again.
 template <class T>
 UNSHARED_INLINE bool weights_return_late(const Problem& p) {
-  constexpr double second_cache = 1024 * 1024;
+  constexpr double second_cache = (few_registers ? 384 : 1024) * 1024;
   auto places =
       static_cast<double>(p.in_channels * p.out_channels * taps_of(p) * int64_t{sizeof(T)});
   double bytes = 0;
@@ -92,13 +92,13 @@ const char* scatter_declines(const Problem& p) noexcept {
     return inward && a <= 8 * lanes && n <= most ? nullptr : again;
   }
   if (b < (inward ? 4 : 8)) return near_by;
-  if (Plan::keeps_sums(p) && !inward && a >= 6 * lanes && a % lanes == 0 && 2 * n >= lanes &&
-      n < lanes)
+  if (Plan::keeps_sums(p) && !inward && a >= 6 * lanes && a % lanes == 0 && 2 * n >= Plan::line &&
+      n < Plan::line)
     return "whole vectors of weights go by as well pixel by pixel";
   if (n > lanes / 2 && Plan::runs_of_columns(p))
     return (Plan::keeps_sums(p) ? n <= 64 : b >= 2 * lanes) ? nullptr : again;
   if (n > lanes && (over == Over::columns || (inward && b < 4 * lanes))) return again;
-  if (n > lanes / 4 && b < 2 * lanes && taps_of(p) < 16) return near_by;
+  if (n > Plan::line / 4 && b < 2 * lanes && taps_of(p) < 16) return near_by;
   if (!inward && !Plan::keeps_sums(p) && a > most_vectors * lanes)
     return "sums of many channels leave room for few pixels";
   return nullptr;
@@ -342,7 +342,7 @@ class Scatter {
                                        int64_t steps, int64_t next, Real* c, int64_t c_row) {
     if (plan_.packed && rows_ <= most_rows_turned)
       return columns_turned(dy, w, apart, count, steps, next, c, c_row);
-    int64_t most = rows_ <= tallest_rows(4) ? 4 : rows_ <= tallest_rows(3) ? 3 : 2;
+    int64_t most = deepest(rows_);
     if (plan_.packed) most = greater(1, lesser(most, Plan::panel_reals / (steps * L::count)));
     const int64_t vectors = ceil_div(count, L::count);
     for (int64_t v = 0, wide; v < vectors; v += wide) {
