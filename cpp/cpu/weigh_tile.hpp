@@ -41,6 +41,12 @@ struct Weighed {
   int64_t in_step;  // bytes
 };
 
+// Whether a step asks for lines of dw, and of x or dy.
+template <bool out, bool in>
+struct Asks {
+  static constexpr bool of_out = out, of_in = in;
+};
+
 template <class T, int V, int M>
 void weighed_tile(const Weighed<T>& t) {
   using Real = typename Scalar<T>::Real;
@@ -56,28 +62,22 @@ void weighed_tile(const Weighed<T>& t) {
   }
   const Real* a = t.a;
   const Real* b = t.b;
-  const char* in_ahead = t.in_ahead;
-  const int64_t a_step = t.a_step, b_step = t.b_step, in_step = t.in_step;
-  // The first steps ask for the lines of dw: one vector's of each row, or two.
-  constexpr int asked = (V + 1) / 2;
-  int64_t left = t.steps, out_row = t.out_row;
-  const char* out = t.out_ahead;
-  for (int v = 0; left > 0; ++v) {
-    const char* out_ahead = out;
-    int64_t here = left < M ? left : M;
-    if (v * asked >= V || out_row == 0) {
-      out_row = 0;
-      here = left;
-    } else
-      out += asked * L::count * sizeof(T);
-    left -= here;
+  const char* in = t.in_ahead;
+  const char* out = nullptr;
+  const int64_t a_step = t.a_step, b_step = t.b_step, in_step = t.in_step, out_row = t.out_row;
+  constexpr int asked = (V + 1) / 2;  // vectors of a row of dw
+  const auto steps = [&](int64_t count, auto asks) __attribute__((always_inline)) {
 #pragma GCC unroll 1
-    for (; here > 0; --here) {
+    for (; count > 0; --count) {
+      if constexpr (decltype(asks)::of_out) {
 #pragma GCC unroll 2
-      for (int i = 0; i < asked; ++i) __builtin_prefetch(out_ahead + i * L::count * sizeof(T));
-      __builtin_prefetch(in_ahead, 0, 2);
-      out_ahead += out_row;
-      in_ahead += in_step;
+        for (int i = 0; i < asked; ++i) __builtin_prefetch(out + i * L::count * sizeof(T));
+        out += out_row;
+      }
+      if constexpr (decltype(asks)::of_in) {
+        __builtin_prefetch(in, 0, 2);
+        in += in_step;
+      }
       typename L::Vector line[V];
 #pragma GCC unroll 4
       for (int i = 0; i < V; ++i) line[i] = L::load(b + i * L::count);
@@ -90,7 +90,20 @@ void weighed_tile(const Weighed<T>& t) {
       a += a_step;
       b += b_step;
     }
+  };
+  // The first steps ask for the lines of dw: one vector's of each row, or two. To ask costs as much as
+  // to load an operand, so that the other steps ask for nothing they need not.
+  int64_t left = t.steps;
+  for (int v = 0; v < V && left > 0 && out_row != 0; v += asked) {
+    const int64_t here = left < M ? left : M;
+    out = t.out_ahead + v * L::count * sizeof(T);
+    steps(here, Asks<true, true>{});
+    left -= here;
   }
+  if (in_step != 0)
+    steps(left, Asks<false, true>{});
+  else
+    steps(left, Asks<false, false>{});
   store_tile<L>(sum, t.c, t.c_row, t.last, t.around);
 }
 
