@@ -1,6 +1,7 @@
 // Kernel "gather", its plan: which index lanes run over, and how a call is cut into strips of cells,
 // blocks of samples, parts of columns and pieces of the channels summed over. A small model of what
-// these cost decides; its constants were measured on Zen 4 and on a Xeon of two AVX-512 units.
+// these cost decides; its constants were measured on Zen 4 and on a Xeon of two AVX-512 units,
+// those of 16 registers on Zen 3.
 #pragma once
 
 #include "gathering.hpp"
@@ -73,9 +74,7 @@ struct GatherPlan {
     Cut best = strips(false);
     if (plain && reals == 1 && n > L::count / 2) {
       if (!by_input && g.w_summed == 1 && fetches)  // beyond half, a tile loses more than it finds
-        lost = collisions(lesser(g.columns, few_registers ? tallest_rows(3) : most_rows(1)),
-                          g.w_column, true) -
-               0.5;
+        lost = collisions(lesser(g.columns, broadcast_rows), g.w_column, true) - 0.5;
       if (lost < 0) lost = 0;
       const Cut samples = strips(true);
       over_samples = samples.cost < best.cost;
@@ -113,6 +112,11 @@ struct GatherPlan {
   static constexpr int64_t page = 4096;  // bytes after which the sets of a first-level cache repeat
   static constexpr int64_t most_rows_packed = 128;
   static constexpr int64_t most_terms_in_place = 1536;
+  // What short tiles make dearer, or, since fewer lines pass under one, cheaper.
+  static constexpr int64_t broadcast_rows = few_registers ? tallest_rows(3) : most_rows(1);
+  static constexpr int64_t most_taps_near = few_registers ? 80 : 16;
+  static constexpr double packing = few_registers ? 28 : 16;  // a vector of a panel
+  static constexpr double kept_row = few_registers ? 8 : 0;  // of sums in the result, in lines
 
   // Channels staged together, if not all: as many as keep to whole lines of the weights, or half of few.
   UNSHARED_INLINE int64_t least_summed() const {
@@ -123,7 +127,7 @@ struct GatherPlan {
   UNSHARED_INLINE bool keeps_sums() const { return plain && g.result_channel == 1; }
 
   // What it takes to bring the weights of a cell to where they are multiplied with `rows` samples, in
-  // multiplications of vectors. Of few registers by measurements on Zen 3.
+  // multiplications of vectors.
   UNSHARED_INLINE double weights_cost(bool samples, int64_t rows) const {
     const auto lines = static_cast<double>(terms * vectors);
     const int64_t bytes = terms * g.columns * int64_t{sizeof(T)};
@@ -131,27 +135,22 @@ struct GatherPlan {
       // Broadcast one by one: well if the chain follows them in memory, or if their lines stay.
       const bool follows =
           by_input ? g.w_summed == 1 || g.summed == 1 : p.axes[z].w_tap_stride == 1 && taps > 1;
-      const bool scattered = by_input && taps > 1;  // over places, and by short tiles read often
-      const bool near = !by_input && g.w_summed == 1 && taps <= (few_registers ? 80 : 16);
+      const bool scattered = by_input && taps > 1;  // over places
+      const bool near = !by_input && g.w_summed == 1 && taps <= most_taps_near;
       const auto part = static_cast<double>(g.columns * reals) /
                         static_cast<double>(greater(vectors, 1) * L::count);
       return lines * part *
-             (few_registers && follows && scattered ? 24
+             (follows && scattered && few_registers ? 24
               : follows || bytes <= first_cache     ? 8
               : near                                ? 12 + 40 * lost
                                                     : 40);
     }
     if (turned && rows <= most_rows_turned) return lines * 4;
     if (reals == 1 && g.w_column == 1)
-      return lines * (rows <= (few_registers ? streamed(3, terms * g.columns) : tallest_rows(3)) ? 6
-                      : vectors <= 2 ? 0
-                                     : 14);
+      return lines * (rows <= streamed(3, terms * g.columns) ? 6 : vectors <= 2 ? 0 : 14);
     // A panel whose steps are far apart in memory, too, should stay in a first-level cache.
-    const bool leaves = !by_input && g.w_summed == 1 && 64 * terms > first_cache;
-    return lines *
-           (!few_registers ? 16
-            : leaves       ? 56
-                           : 28) *
+    const bool leaves = few_registers && !by_input && g.w_summed == 1 && 64 * terms > first_cache;
+    return lines * (leaves ? 2 : 1) * packing *
            static_cast<double>(ceil_div(rows, most_rows_packed));
   }
 
@@ -199,10 +198,9 @@ struct GatherPlan {
           const auto copies = static_cast<double>(times * n * pieces * (window / run) *
                                                   (ceil_div(run, L::count) + 2)) *
                               per_cell;
-          const double lines = !sums_stay
-                                   ? static_cast<double>(n * lines_of_result(w, h)) * per_cell
-                               : few_registers ? 8 * static_cast<double>(n)  // by short tiles
-                                               : 0;
+          const double lines = sums_stay
+                                   ? kept_row * static_cast<double>(n)
+                                   : static_cast<double>(n * lines_of_result(w, h)) * per_cell;
           // Blocks of samples that read the weights of the strip again; broadcasts hide some of it.
           const int64_t near_by = samples ? 4 * second_cache : second_cache;
           const double again = strip * w_bytes <= near_by || blocks == 1 ? 1

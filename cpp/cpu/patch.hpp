@@ -271,7 +271,7 @@ class Patch {
       t.around = around_ && last == L::count && aligned(t.c, c_row) &&
                  (plain || V % 2 == 0);  // whole lines
       t.out_row = t.around ? 0 : c_row * int64_t{sizeof(T)};
-      t.out_ahead = t.around ? t.in_ahead : reinterpret_cast<const char*>(t.c + height * c_row);
+      t.out_ahead = reinterpret_cast<const char*>(t.c + height * c_row);
       WeighedTiles<T, V>::All::of_rows[height - 1](t);
       t.a += height;
       t.c += height * c_row;

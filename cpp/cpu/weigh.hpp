@@ -481,7 +481,7 @@ class Weigh {
       const Out* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
       t.around = around && t.last == L::count && aligned(t.c, t.c_row) &&
                  (plain || V % 2 == 0);  // whole lines
-      t.out_ahead = t.around ? idle_ : reinterpret_cast<const char*>(out + L::count) - 1;
+      t.out_ahead = reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
       t.in_step = 0;
       if (fed_ < feed_end_) {

@@ -36,9 +36,9 @@ struct Weighed {
   bool from_zero;
   bool around;  // whether c, which must be aligned, is written around the caches
   const char* out_ahead;
-  int64_t out_row;  // bytes
+  int64_t out_row;  // bytes; 0: nothing is asked for
   const char* in_ahead;
-  int64_t in_step;  // bytes
+  int64_t in_step;  // bytes; 0: nothing is asked for after the lines of dw
 };
 
 // Whether a step asks for lines of dw, and of x or dy.
