@@ -15,6 +15,11 @@ wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(
              sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))), sep="\n")' $(1))
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
 export PATH := $(abspath $(VENV)/bin):$(PATH)
+# With ccache, the wheel, the C++ tests and the bars of CUDA compile each kernel once, for all of them.
+ifneq ($(shell command -v ccache 2>/dev/null),)
+export CMAKE_CXX_COMPILER_LAUNCHER  ?= ccache
+export CMAKE_CUDA_COMPILER_LAUNCHER ?= ccache
+endif
 .PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon defects sanitize gpu-test gpu-bench \
         bench test-cuda cuda-bars nvcc test-jax-oldest test-jax-latest jax-tests \
         example lint format wheel clean doctest frameworks
@@ -133,7 +138,7 @@ $(VENV)/with-%: $(VENV)/tools
 	$(PIP) install $(call wanted,project optional-dependencies $*) && touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
-	$(PIP) install --no-build-isolation --config-settings=build-dir=build/wheel . && touch $@
+	CMAKE_ARGS="$(CONFIGURE)" $(PIP) install --no-build-isolation --config-settings=build-dir=build/wheel . && touch $@
 
 # Built with the oldest headers, where those can be had, and tested with another jax.
 jax-tests: $(VENV)/tools
