@@ -11,12 +11,6 @@ namespace {
 
 template <class T, Face face>
 class AlongBlock {
- public:
-  static UNSHARED_INLINE int64_t blocks(const Problem& p) {
-    const AlongPlan<T, face> plan(p);
-    return plan.phases * plan.blocks_of_phase();
-  }
-
  protected:
   using Plan = AlongPlan<T, face>;
   using Real = typename Plan::Real;
@@ -52,6 +46,7 @@ class AlongBlock {
     for (int s = p.axis_count - 1; s >= 0; --s) {
       const int64_t n = s == axis_                ? plan_.strips
                         : s == plan_.company_axis ? plan_.companies
+                        : s == plan_.rows_axis    ? plan_.floors
                                                   : Plan::cells(p.axes[s]);
       at_[s] = block % n;
       block /= n;
@@ -63,6 +58,13 @@ class AlongBlock {
       int64_t& member = at_[plan_.company_axis];
       member *= plan_.company;
       members_ = lesser(plan_.company, Plan::cells(p.axes[plan_.company_axis]) - member);
+    }
+    if (plan_.rows_axis >= 0) {
+      int64_t& row = at_[plan_.rows_axis];
+      const int64_t rows = Plan::cells(p.axes[plan_.rows_axis]),
+                    end = (row + 1) * rows / plan_.floors;
+      row = row * rows / plan_.floors;
+      high_ = end - row;
     }
     if (lanes_ <= 0) return false;
     find_window();
@@ -153,7 +155,8 @@ class AlongBlock {
       return 0;
     }
   };
-  static constexpr int of_members = -1, of_columns = -2, of_channels = -3;  // or a loop's number
+  static constexpr int of_members = -1, of_columns = -2, of_channels = -3,
+                       of_rows = -4;  // or a loop's number
 
   // How far it is from those of the vector at l to the next one's, if they are read in place.
   UNSHARED_INLINE int64_t w_next(int64_t l) const {
@@ -178,6 +181,33 @@ class AlongBlock {
     }
   }
 
+  // Zero for every tap of these places that falls into padding.
+  UNSHARED_INLINE void clear(T* result) const {
+    reference::Index k{};
+    do {
+      int64_t w = 0;
+      bool in_chain = true;
+      for (int s = 0; s < p.axis_count; ++s) {
+        w += k.at[s] * p.axes[s].w_tap_stride;
+        if (s != axis_) in_chain = in_chain && p.axes[s].source(at_[s], k.at[s]) >= 0;
+      }
+      // Lanes that see the tap are side by side.
+      Span seen{lanes_, lanes_};
+      if (in_chain) {
+        const int64_t at = begin_ + k.at[axis_] * along_.dilation - along_.padding_low;
+        seen.first = lesser(greater(0, -at), lanes_);
+        seen.last = greater(seen.first, lesser(lanes_, along_.input - at));
+      }
+      for (int64_t l = 0; l < lanes_; ++l) {
+        if (l == seen.first) l = seen.last;
+        if (l >= lanes_) break;
+        for (int64_t a = 0; a < p.in_channels; ++a)
+          for (int64_t b = 0; b < p.out_channels; ++b)
+            result[w + this->w_lane(l) + a * p.w_in_stride + b * p.w_out_stride] = T{};
+      }
+    } while (reference::next(p, k));
+  }
+
   Plan plan_;
   const Problem& p;
   const int axis_;
@@ -187,7 +217,7 @@ class AlongBlock {
   const T* const second_;
   T* const result_;
   const bool in_place_;  // whether weights lie side by side along the lanes
-  int64_t at_[max_axes] = {}, begin_ = 0, lanes_ = 0, members_ = 1;
+  int64_t at_[max_axes] = {}, begin_ = 0, lanes_ = 0, members_ = 1, high_ = 1;
   // Tap number q along the axis joins lane j to partner partner_ + q * dilation + j of partners_.
   int64_t tap_ = 0, partner_ = 0, partners_ = 0, taps_ = 0;
   int64_t row_ = 0;  // lanes in scratch

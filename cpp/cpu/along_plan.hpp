@@ -37,6 +37,9 @@ struct AlongPlan {
   static constexpr bool by_input = face == Face::grad_input;
   static constexpr int64_t scratch_reals = along_bytes / sizeof(Real),
                            sum_reals = along_sum_bytes / sizeof(Real);
+  // The same of several rows of cells: beyond a first-level cache, since each row is read in turn.
+  static constexpr int64_t pile_reals = 272 * 1024 / sizeof(Real),
+                           pile_stage_reals = 96 * 1024 / sizeof(Real);
   // Taps of a cell: two vectors of each fit into scratch, and their offsets into tables.
   static constexpr int64_t most_rows =
       scratch_reals / (2 * lanes) < 1024 ? scratch_reals / (2 * lanes) : 1024;
@@ -49,11 +52,14 @@ struct AlongPlan {
   int64_t phases = 1, x_offset = 0, w_offset = 0;
   int company_axis = -1;  // of groups
   int64_t company = 1, companies = 1;
+  // Several rows of cells in a block, where samples are enough for it: floors along another axis.
+  int rows_axis = -1;
+  int64_t floors = 1;
   int64_t strips = 1;  // of cells along the axis
   const char* reason = nullptr;  // why not
 
   explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
-    if ((2 * columns() > lanes && !thin()) || half_filled()) {
+    if ((2 * columns() > lanes && !thin() && !brief()) || half_filled()) {
       reason = "there are channels enough to fill lanes with";
       return;
     }
@@ -85,8 +91,16 @@ struct AlongPlan {
   UNSHARED_INLINE int64_t blocks_of_phase() const {
     int64_t n = strips;
     for (int s = 0; s < p.axis_count; ++s)
-      if (s != axis) n *= s == company_axis ? companies : cells(p.axes[s]);
+      if (s != axis)
+        n *= s == company_axis ? companies : s == rows_axis ? floors : cells(p.axes[s]);
     return n;
+  }
+
+  UNSHARED_INLINE int64_t blocks() const { return phases * blocks_of_phase(); }
+
+  // How many partners along an axis so many neighbouring cells see, padding included, strides of 1.
+  static UNSHARED_INLINE int64_t window_of_cells(const Axis& a, int64_t cells) {
+    return (cells - 1) * (by_input ? 1 : a.stride) + (a.kernel - 1) * a.dilation + 1;
   }
 
   // Pixels r, r + stride, ... see the taps k, k + stride, ... with k = r + padding modulo stride.
@@ -120,6 +134,13 @@ struct AlongPlan {
                                                     : lesser(p.in_channels, p.out_channels);
     const int64_t channel = face == Face::forward ? p.y_channel_stride : p.x_channel_stride;
     return side * taps_of(p) < few && (face == Face::grad_weight || channel != 1);
+  }
+  // Whether weight gradients are chains of few samples, and so few output channels that the products of a
+  // place take no longer than to begin them. Measured on Zen 4.
+  UNSHARED_INLINE bool brief() const {
+    const bool apart = p.x_channel_stride != 1;
+    return face == Face::grad_weight && p.out_channels <= 5 && columns() <= 2 * lanes &&
+           p.batch <= lanes / (apart ? 2 : 4);
   }
   // Whether weight gradients of as many channels as fill half a vector use what is staged for them so
   // often that lanes over channels take less time all the same.
@@ -225,11 +246,49 @@ struct AlongPlan {
       companies = ceil_div(all, company);
       most = lesser(most, scratch_reals / (weights * company));
     }
+    pile_up();
     const int64_t units = ceil_div(n, unit());
     const int64_t lines = greater(1, blocks_of_phase());  // of one strip each, so far
-    strips = greater(ceil_div(units, greater(1, (most - lanes) / unit())),
-                     lesser(units, ceil_div(least_blocks, lines)));
-    strips = greater(strips, 1);
+    strips = greater(1, lesser(units, ceil_div(least_blocks, lines)));
+    if (rows_axis < 0)
+      strips = greater(strips, ceil_div(units, greater(1, (most - lanes) / unit())));
+  }
+
+  // Rows of cells together, if all of their chains' weights find room, and samples of what they see: with
+  // companies of fewer groups, if need be.
+  UNSHARED_INLINE void pile_up() {
+    constexpr int64_t least_samples = 4, some_rows = 4;
+    constexpr int64_t most_samples = face == Face::grad_weight ? 32 : along_rows(1);
+    constexpr int64_t most_columns = 2, line = 64 / sizeof(T);
+    int rows = p.axis_count - 1;
+    if (rows == axis) --rows;
+    if (rows < p.axis_count - p.spatial || phases != 1 || p.batch < least_samples) return;
+    const Axis& a = p.axes[rows];
+    const int64_t n = cells(a), lanes_padded = padded<Real>(cells(along()));
+    const int64_t steps = taps_of(p) * (by_input ? p.out_channels : p.in_channels);
+    const bool in_place = (inner == 1 ? along().w_place_stride : w_inner) == 1;
+    if (a.kernel == 1 || n < 2 || a.input_dilation != 1 || (by_input && a.stride != 1) ||
+        in_place || columns() > most_columns ||
+        columns() * lanes_padded > lesser(sum_reals, along_lanes) || steps > along_steps)
+      return;
+    const int64_t row = steps * columns() * lanes_padded;  // of weights
+    const int64_t seen =
+        steps / a.kernel / along().kernel *
+        (lanes_padded + reach_ + 2 * lanes);  // of a sample, for each row of partners
+    const int64_t together = company_axis < 0 ? 1
+                             : p.axes[company_axis].w_place_stride == 1
+                                 ? lesser(cells(p.axes[company_axis]), line)
+                                 : company;
+    int64_t high = lesser(n, pile_reals / (row * together));
+    while (high > 1 &&
+           lesser(p.batch, most_samples) * seen * window_of_cells(a, high) > pile_stage_reals)
+      --high;
+    if (high < lesser(n, some_rows)) return;
+    rows_axis = rows;
+    floors = ceil_div(n, high);
+    if (company_axis < 0) return;
+    companies = ceil_div(cells(p.axes[company_axis]), together);
+    company = ceil_div(cells(p.axes[company_axis]), companies);
   }
 
   Axis whole_;  // the axis of all phases

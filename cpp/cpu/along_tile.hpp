@@ -54,16 +54,23 @@ struct AlongTile {
   bool from_zero;
   const Mask* mask;  // lanes that take part in tap number tap[step]; nullptr: all in every step
   const std::int16_t* tap;
-  int last;  // masked: lanes of c
+  int last;  // lanes of c
   // What following tiles will read and write, seen from a (of every row), from each step's b, and
   // from c; c_fetch 0: nothing.
   const int64_t* fetch;
   int64_t fetches, b_fetch, c_fetch;
+  // Staged: what is read next, one line for each step.
+  const Real* ahead;
+  const int64_t* ahead_step;
 };
 
-template <class Real, int V, int M, bool masked>
+// Which lanes take part: all, those of masks, or all in steps, of which the last ones are not written.
+enum class Part { all, masked, staged };
+
+template <class Real, int V, int M, Part part>
 void along_tile(const AlongTile<Real>& t) {
   using L = Lanes<Real>;
+  constexpr bool masked = part == Part::masked;
   typename L::Vector sum[M][V];
   for (int64_t f = 0; f < t.fetches; ++f)
 #pragma GCC unroll 16
@@ -74,12 +81,14 @@ void along_tile(const AlongTile<Real>& t) {
     for (int v = 0; v < V; ++v) {
       Real* c = t.c + m * t.c_row + v * t.c_column;
       if (t.c_fetch != 0) __builtin_prefetch(c + t.c_fetch, 1, 2);
-      sum[m][v] = t.from_zero ? L::zero() : masked ? L::load_part(c, t.last) : L::load(c);
+      sum[m][v] = t.from_zero         ? L::zero()
+                  : part == Part::all ? L::load(c)
+                                      : L::load_part(c, t.last);
     }
   for (int64_t s = 0; s < t.steps; ++s) {
     const Real* row = t.a + t.a_step[s];
     const Real* column = t.b + t.b_step[s];
-    __builtin_prefetch(column + t.b_fetch, 0, 2);
+    __builtin_prefetch(part == Part::staged ? t.ahead + t.ahead_step[s] : column + t.b_fetch, 0, 2);
     typename L::Vector w[V];
     const auto mask = masked ? t.mask[t.tap[s]] : typename L::Mask{};
 #pragma GCC unroll 4
@@ -96,16 +105,22 @@ void along_tile(const AlongTile<Real>& t) {
             masked ? L::chain_where(mask, one, w[v], sum[m][v]) : L::chain(one, w[v], sum[m][v]);
     }
   }
+  const auto store = [&](auto partial) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      Real* c = t.c + m * t.c_row + v * t.c_column;
-      if (masked)
-        L::store_part(c, sum[m][v], t.last);
-      else
-        L::store(c, sum[m][v]);
-    }
+      for (int v = 0; v < V; ++v) {
+        Real* c = t.c + m * t.c_row + v * t.c_column;
+        if (decltype(partial)::value)
+          L::store_part(c, sum[m][v], t.last);
+        else
+          L::store(c, sum[m][v]);
+      }
+  };
+  if (part == Part::all || (part == Part::staged && t.last == L::count))
+    store(std::false_type{});
+  else
+    store(std::true_type{});
 }
 
 // Chains over the batch: c[row, column] = chain over s of a[row, s] * b[s, column], steps a
@@ -122,16 +137,20 @@ struct BatchTile {
   bool from_zero;
   const Mask* mask;  // lanes that take part in a row of tap number tap[row]; nullptr: all in all
   const std::int16_t* tap;
-  int last;  // masked: lanes of b
+  int last;  // not of all: lanes of b
   int64_t a_fetch, b_fetch;  // from each step's operands: what following tiles will read
+  // Staged: what is staged next, one line for each step.
+  const Real* ahead;
+  int64_t ahead_step;
 };
 
-template <class Real, int V, int M, bool masked>
+template <class Real, int V, int M, Part part>
 void batch_tile(const BatchTile<Real>& t) {
   using L = Lanes<Real>;
+  constexpr bool masked = part == Part::masked;
   typename L::Vector sum[M][V];
   typename L::Mask mask[M];
-  const auto all = masked ? L::span(0, t.last) : typename L::Mask{};
+  const auto all = part == Part::all ? typename L::Mask{} : L::span(0, t.last);
   int64_t at[M];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
@@ -146,13 +165,13 @@ void batch_tile(const BatchTile<Real>& t) {
   const Real* row = t.a;
   const Real* column = t.b;
   for (int64_t s = 0; s < t.steps; ++s, row += t.a_step, column += t.b_step) {
-    __builtin_prefetch(row + t.a_fetch, 0, 2);
+    __builtin_prefetch(part == Part::staged ? t.ahead + s * t.ahead_step : row + t.a_fetch, 0, 2);
     __builtin_prefetch(column + t.b_fetch, 0, 2);
     typename L::Vector y[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
-      y[v] =
-          masked ? L::load_where(all, column + v * t.b_column) : L::load(column + v * t.b_column);
+      y[v] = part == Part::all ? L::load(column + v * t.b_column)
+                               : L::load_where(all, column + v * t.b_column);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const typename L::Vector one =
@@ -175,17 +194,20 @@ void batch_tile(const BatchTile<Real>& t) {
     }
 }
 
-// Every height and width of a tile, masked and not.
+// Every height and width of a tile, for every part of the lanes.
 template <class Real, int V>
 struct AlongTiles {
   using Function = void (*)(const AlongTile<Real>&);
   using Batch = void (*)(const BatchTile<Real>&);
   template <int... m>
   struct Table {
-    static constexpr Function of_rows[2][sizeof...(m)] = {{along_tile<Real, V, m + 1, false>...},
-                                                          {along_tile<Real, V, m + 1, true>...}};
-    static constexpr Batch batch[2][sizeof...(m)] = {{batch_tile<Real, V, m + 1, false>...},
-                                                     {batch_tile<Real, V, m + 1, true>...}};
+    static constexpr Function of_rows[3][sizeof...(m)] = {
+        {along_tile<Real, V, m + 1, Part::all>...},
+        {along_tile<Real, V, m + 1, Part::masked>...},
+        {along_tile<Real, V, m + 1, Part::staged>...}};
+    static constexpr Batch batch[3][sizeof...(m)] = {{batch_tile<Real, V, m + 1, Part::all>...},
+                                                     {batch_tile<Real, V, m + 1, Part::masked>...},
+                                                     {batch_tile<Real, V, m + 1, Part::staged>...}};
   };
   template <int... m>
   static constexpr Table<m...> table(std::integer_sequence<int, m...>) {
@@ -194,24 +216,30 @@ struct AlongTiles {
   using All = decltype(table(std::make_integer_sequence<int, along_rows(V)>{}));
 };
 
+template <class Tile>
+UNSHARED_INLINE int part_of(const Tile& t) {
+  return static_cast<int>(t.mask != nullptr    ? Part::masked
+                          : t.ahead != nullptr ? Part::staged
+                                               : Part::all);
+}
 template <class Real>
 UNSHARED_INLINE void run_tile(const AlongTile<Real>& t, int64_t rows, int64_t columns) {
-  const bool masked = t.mask != nullptr;
+  const int part = part_of(t);
   switch (columns) {
-    case 1: return AlongTiles<Real, 1>::All::of_rows[masked][rows - 1](t);
-    case 2: return AlongTiles<Real, 2>::All::of_rows[masked][rows - 1](t);
-    case 3: return AlongTiles<Real, 3>::All::of_rows[masked][rows - 1](t);
-    default: return AlongTiles<Real, 4>::All::of_rows[masked][rows - 1](t);
+    case 1: return AlongTiles<Real, 1>::All::of_rows[part][rows - 1](t);
+    case 2: return AlongTiles<Real, 2>::All::of_rows[part][rows - 1](t);
+    case 3: return AlongTiles<Real, 3>::All::of_rows[part][rows - 1](t);
+    default: return AlongTiles<Real, 4>::All::of_rows[part][rows - 1](t);
   }
 }
 template <class Real>
 UNSHARED_INLINE void run_tile(const BatchTile<Real>& t, int64_t rows, int64_t columns) {
-  const bool masked = t.mask != nullptr;
+  const int part = part_of(t);
   switch (columns) {
-    case 1: return AlongTiles<Real, 1>::All::batch[masked][rows - 1](t);
-    case 2: return AlongTiles<Real, 2>::All::batch[masked][rows - 1](t);
-    case 3: return AlongTiles<Real, 3>::All::batch[masked][rows - 1](t);
-    default: return AlongTiles<Real, 4>::All::batch[masked][rows - 1](t);
+    case 1: return AlongTiles<Real, 1>::All::batch[part][rows - 1](t);
+    case 2: return AlongTiles<Real, 2>::All::batch[part][rows - 1](t);
+    case 3: return AlongTiles<Real, 3>::All::batch[part][rows - 1](t);
+    default: return AlongTiles<Real, 4>::All::batch[part][rows - 1](t);
   }
 }
 

@@ -73,7 +73,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     const Axis* of = plan_.company_axis < 0 ? nullptr : &p.axes[plan_.company_axis];
     const int64_t w_member = of == nullptr ? 0 : of->w_place_stride;
     if (missing && !accumulate_)
-      for (int64_t member = 0; member < members_; ++member) clear(w + member * w_member);
+      for (int64_t member = 0; member < members_; ++member) this->clear(w + member * w_member);
     if (all == 0) return;
 
     look_ahead(x, y);
@@ -284,33 +284,6 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
       else
         unstage(box, to, sums);
     }
-  }
-
-  // Zero for every tap of these places that falls into padding.
-  UNSHARED_INLINE void clear(T* result) const {
-    reference::Index k{};
-    do {
-      int64_t w = 0;
-      bool in_chain = true;
-      for (int s = 0; s < p.axis_count; ++s) {
-        w += k.at[s] * p.axes[s].w_tap_stride;
-        if (s != axis_) in_chain = in_chain && p.axes[s].source(at_[s], k.at[s]) >= 0;
-      }
-      // Lanes that see the tap are side by side.
-      Span seen{lanes_, lanes_};
-      if (in_chain) {
-        const int64_t at = begin_ + k.at[axis_] * along_.dilation - along_.padding_low;
-        seen.first = lesser(greater(0, -at), lanes_);
-        seen.last = greater(seen.first, lesser(lanes_, along_.input - at));
-      }
-      for (int64_t l = 0; l < lanes_; ++l) {
-        if (l == seen.first) l = seen.last;
-        if (l >= lanes_) break;
-        for (int64_t a = 0; a < p.in_channels; ++a)
-          for (int64_t b = 0; b < p.out_channels; ++b)
-            result[w + this->w_lane(l) + a * p.w_in_stride + b * p.w_out_stride] = T{};
-      }
-    } while (reference::next(p, k));
   }
 
   UNSHARED_INLINE void look_ahead(const T* x, const T* y) {

@@ -67,11 +67,6 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
   Walk<GradWeightTiles<T>>{p, call, parts}.run();
 }
 
-struct Task {
-  const Problem& p;
-  const Call& call;
-};
-
 // A call cut into items by a plan that is made once. Worker is made once per run of items, on the
 // worker's own stack.
 template <class Worker, class Plan>
@@ -134,16 +129,25 @@ void run_patch(const Problem& p, const Call& call) noexcept {
 
 // ---- lanes along an axis ----
 
+template <class Worker>
+struct Blocks {
+  const Problem& p;
+  const Call& call;
+
+  static void body(const void* context, int64_t begin, int64_t end) noexcept {
+    const Blocks& t = *static_cast<const Blocks*>(context);
+    Worker worker(t.p, t.call);
+    for (int64_t block = begin; block < end; ++block) worker.compute(block);
+  }
+  UNSHARED_INLINE void run(int64_t blocks) const { share(p, call, blocks, body, this); }
+};
+
 template <class T, Face face>
 void run_along(const Problem& p, const Call& call) noexcept {
   if constexpr (Scalar<T>::parts == 1) {
-    const Task task{p, call};
-    const Body body = [](const void* context, int64_t begin, int64_t end) noexcept {
-      const Task& t = *static_cast<const Task*>(context);
-      Along<T, face> worker(t.p, t.call);
-      for (int64_t block = begin; block < end; ++block) worker.compute(block);
-    };
-    share(p, call, Along<T, face>::blocks(p), body, &task);
+    const AlongPlan<T, face> plan(p);
+    if (plan.rows_axis >= 0) return Blocks<AlongPlanes<T, face>>{p, call}.run(plan.blocks());
+    Blocks<Along<T, face>>{p, call}.run(plan.blocks());
   }
 }
 
