@@ -456,9 +456,9 @@ class Scatter {
   Tap taps_[Plan::most_taps];
   int64_t w_step_[2 * most_steps], dy_step_[most_steps], panel_step_[most_steps];
   Real* const tile_ = sums_ + plan_.sums_reals();
-  Real* const panel_ = sums_ + Plan::arena_reals - Plan::panel_reals;
-  alignas(64) Real sums_[Plan::arena_reals];
-  alignas(64) Real staged_[Plan::stage_reals];
+  Real* const panel_ = sums_ + plan_.arena_reals() - Plan::panel_reals;
+  Real* const staged_ = sums_ + plan_.arena_reals();
+  alignas(64) Real sums_[Plan::scratch_reals];
 };
 
 static_assert(sizeof(Scatter<float>) <= most_scratch && sizeof(Scatter<double>) <= most_scratch);

@@ -17,9 +17,10 @@ struct ScatterPlan {
   static constexpr bool plain = sizeof(T) == sizeof(Real);
   static constexpr int64_t line = 64 / sizeof(Real);
   // Scratch: of sums, behind them a tile of joint lanes and a panel, if there are such; and of dy.
-  static constexpr int64_t arena_reals = 336 * 1024 / sizeof(Real);
+  static constexpr int64_t scratch_reals = 416 * 1024 / sizeof(Real);
   static constexpr int64_t tile_reals = 24 * 1024 / sizeof(Real);
-  static constexpr int64_t stage_reals = 80 * 1024 / sizeof(Real);
+  static constexpr int64_t least_stage_reals = 80 * 1024 / sizeof(Real),
+                           most_stage_reals = 216 * 1024 / sizeof(Real);
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
   static constexpr int most_steps = panel_reals / L::count < 256 ? panel_reals / L::count : 256;
   static constexpr int most_taps = 512;
@@ -42,8 +43,50 @@ struct ScatterPlan {
   int64_t channels = 1, places = 1;  // of dy, staged together
   double reached = 1;  // places for each pixel: more than one if several boxes reach some
   int64_t items = 0;
+  int64_t stage_reals = least_stage_reals;
 
   UNSHARED_INLINE ScatterPlan(const Problem& p, const Call& call) {
+    cut_up(p, call);
+    // Channels that lie apart in memory are read in runs of places: longer ones, if the sums' boxes need
+    // not be much smaller for it.
+    if (p.y_channel_stride == 1 || channels < p.out_channels ||
+        (over == Over::samples && places >= line))
+      return;
+    const ScatterPlan before = *this;
+    stage_reals = most_stage_reals;
+    cut_up(p, call);
+    if (reached > 1.2 * before.reached || rows < before.rows) *this = before;
+  }
+
+  // Room for sums, and for what stands behind them.
+  UNSHARED_INLINE int64_t arena_reals() const { return scratch_reals - stage_reals; }
+
+  // Whether the result is laid out as sums are, with lanes over columns.
+  static UNSHARED_INLINE bool keeps_sums(const Problem& p) {
+    return plain && p.x_channel_stride == 1;
+  }
+  static UNSHARED_INLINE Over lanes_of(const Problem& p) {
+    if (plain && p.batch > L::count / 2 && !runs_of_columns(p)) return Over::samples;
+    if (taps_lie_side_by_side(p)) return Over::joint;
+    const bool filled = 2 * p.in_channels >= padded<Real>(p.in_channels);
+    const bool dense = p.w_out_stride == 1 ? taps_lie_side_by_side(p, p.out_channels)
+                                           : columns_lie_between_taps(p);
+    return filled || !dense ? Over::columns : Over::joint;
+  }
+
+  // Whether a tap's weights are runs of vectors.
+  static UNSHARED_INLINE bool runs_of_columns(const Problem& p) {
+    return plain && p.w_in_stride == 1 && !taps_lie_side_by_side(p) &&
+           p.in_channels >= 2 * L::count && (keeps_sums(p) || p.in_channels % L::count == 0);
+  }
+  // Room for sums.
+  UNSHARED_INLINE int64_t sums_reals() const {
+    return arena_reals() - (over == Over::joint ? tile_reals + L::count : 0) -
+           (packed ? panel_reals : 0);
+  }
+
+ private:
+  void cut_up(const Problem& p, const Call& call) {
     const int64_t n = greater(p.batch, 1), b = greater(1, p.out_channels);
     const bool side_by_side = taps_lie_side_by_side(p);
     taps = taps_of(p);
@@ -118,34 +161,11 @@ struct ScatterPlan {
                                             : int64_t{64});
     const int64_t room_of_row = stage_reals / rows - (over == Over::samples ? 0 : 2 * line);
     channels = lesser(b, greater(steps, room_of_row / steps * steps));
-    places = channels < b ? 1 : lesser(line, greater(1, stage_reals / (rows * spaced<Real>(b))));
+    places = channels < b ? 1
+                          : lesser(stage_reals > least_stage_reals ? 2 * line : line,
+                                   greater(1, stage_reals / (rows * spaced<Real>(b))));
   }
 
-  // Whether the result is laid out as sums are, with lanes over columns.
-  static UNSHARED_INLINE bool keeps_sums(const Problem& p) {
-    return plain && p.x_channel_stride == 1;
-  }
-  static UNSHARED_INLINE Over lanes_of(const Problem& p) {
-    if (plain && p.batch > L::count / 2 && !runs_of_columns(p)) return Over::samples;
-    if (taps_lie_side_by_side(p)) return Over::joint;
-    const bool filled = 2 * p.in_channels >= padded<Real>(p.in_channels);
-    const bool dense = p.w_out_stride == 1 ? taps_lie_side_by_side(p, p.out_channels)
-                                           : columns_lie_between_taps(p);
-    return filled || !dense ? Over::columns : Over::joint;
-  }
-
-  // Whether a tap's weights are runs of vectors.
-  static UNSHARED_INLINE bool runs_of_columns(const Problem& p) {
-    return plain && p.w_in_stride == 1 && !taps_lie_side_by_side(p) &&
-           p.in_channels >= 2 * L::count && (keeps_sums(p) || p.in_channels % L::count == 0);
-  }
-  // Room for sums.
-  UNSHARED_INLINE int64_t sums_reals() const {
-    return arena_reals - (over == Over::joint ? tile_reals + L::count : 0) -
-           (packed ? panel_reals : 0);
-  }
-
- private:
   // Whether w is laid out as [...][taps][input channels], all of one place and channel of y side by
   // side, and few enough for a row of the tile.
   static UNSHARED_INLINE bool columns_lie_between_taps(const Problem& p) {
