@@ -224,6 +224,18 @@ DEFECTS = [
         "",
     ),
     Defect(
+        "weights of staged padding +0, not -0",
+        "cpp/cpu/along_planes.hpp",
+        "for (int64_t l = 0; l < first; ++l) to[l] = -Real{};",
+        "for (int64_t l = 0; l < first; ++l) to[l] = Real{};",
+    ),
+    Defect(
+        "weights of padding above and below stay in the chain",
+        "cpp/cpu/along_planes.hpp",
+        "const int64_t first = in_chain ? lanes.first : lanes_;",
+        "const int64_t first = lanes.first;",
+    ),
+    Defect(
         "groups of a company read the first one's samples",
         "cpp/cpu/along_gather.hpp",
         "small + n * g.small_batch, column, width,",

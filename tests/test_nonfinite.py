@@ -150,9 +150,13 @@ def test_mixtures_follow_the_chain(
         assert_same_bits(library(face, case, first, second, **more), want, face)
 
 
-def test_signed_zeros(face: str, dtype: np.dtype) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    ["n2 a2>b3 i4x3 k2x2 p1x0", "n5 a1>b1 i8x18 k3x3 p1"],  # the second's padding is computed with
+)
+def test_signed_zeros(face: str, dtype: np.dtype, shape: str) -> None:
     """A sum of nothing but -0 products is +0 (it starts there) unless `out` began it with -0."""
-    case = parse("n2 a2>b3 i4x3 k2x2 p1x0")
+    case = parse(shape)
     operands = [np.ones(case.shape(s), dtype) for s in OPERANDS[face]]
     operands[0][...] = -0.0 if dtype.kind != "c" else complex(-0.0, 0.0)
     want = chain(face, case, *operands)
