@@ -40,11 +40,12 @@ class AlongPile : public AlongBlock<T, face> {
     return true;
   }
 
-  // How many samples are staged together, and the next ones of them, or of the next member.
+  // How many samples can be staged together.
   UNSHARED_INLINE int64_t most_samples() const {
-    return greater(1, lesser(p.batch, Plan::pile_stage_reals / size_));
+    return greater(1, lesser(p.batch, Plan::pile_stage_reals / greater(1, size_)));
   }
-  // What a block's members, and how they follow each other.
+  // each(member, first sample, samples, what is staged next) for all samples of all members of the
+  // block, some at a time, which are staged before; `small`: what the block reads.
   template <class Each>
   UNSHARED_INLINE void each_part(const Heights& heights, const T* small, Each each) {
     const Axis* of = plan_.company_axis < 0 ? nullptr : &p.axes[plan_.company_axis];
@@ -94,8 +95,8 @@ class AlongPile : public AlongBlock<T, face> {
     return low_row_ < 0 || low_row_ + rows_ > extent_;
   }
 
-  // Between memory and scratch. Of forward, the weights of taps in padding lie in memory, too; but not
-  // places beyond the last; and no tap's gradient in padding is to be written.
+  // Between memory and scratch. Forward may read the weights of taps in padding, which lie in memory, too;
+  // but grad_input would read places beyond the last, and grad_weight must not write such taps.
   template <bool in, class Memory>
   UNSHARED_INLINE void move_weights(Memory* w) {
     int of_rows = 0;

@@ -98,7 +98,7 @@ struct AlongPlan {
 
   UNSHARED_INLINE int64_t blocks() const { return phases * blocks_of_phase(); }
 
-  // How many partners along an axis so many neighbouring cells see, padding included, strides of 1.
+  // How many partners along an axis so many neighbouring cells span, padding and gaps included.
   static UNSHARED_INLINE int64_t window_of_cells(const Axis& a, int64_t cells) {
     return (cells - 1) * (by_input ? 1 : a.stride) + (a.kernel - 1) * a.dilation + 1;
   }
@@ -254,8 +254,8 @@ struct AlongPlan {
       strips = greater(strips, ceil_div(units, greater(1, (most - lanes) / unit())));
   }
 
-  // Rows of cells together, if all of their chains' weights find room, and samples of what they see: with
-  // companies of fewer groups, if need be.
+  // Rows of cells together, if the weights of all their chains find room, and some samples of what they
+  // see. Companies are then of as many groups as share a line of the weights.
   UNSHARED_INLINE void pile_up() {
     constexpr int64_t least_samples = 4, some_rows = 4;
     constexpr int64_t most_samples = face == Face::grad_weight ? 32 : along_rows(1);
@@ -271,10 +271,9 @@ struct AlongPlan {
         in_place || columns() > most_columns ||
         columns() * lanes_padded > lesser(sum_reals, along_lanes) || steps > along_steps)
       return;
-    const int64_t row = steps * columns() * lanes_padded;  // of weights
-    const int64_t seen =
-        steps / a.kernel / along().kernel *
-        (lanes_padded + reach_ + 2 * lanes);  // of a sample, for each row of partners
+    // Weights of a row of cells, and what is staged of a sample for each row of partners.
+    const int64_t row = greater(1, steps * columns() * lanes_padded);
+    const int64_t seen = steps / a.kernel / along().kernel * (lanes_padded + reach_ + 2 * lanes);
     const int64_t together = company_axis < 0 ? 1
                              : p.axes[company_axis].w_place_stride == 1
                                  ? lesser(cells(p.axes[company_axis]), line)
