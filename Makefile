@@ -15,10 +15,14 @@ wanted   = $$($(PY) -c 'import functools, sys, tomllib; print(*functools.reduce(
              sys.argv[1:], tomllib.load(open("pyproject.toml", "rb"))), sep="\n")' $(1))
 PRELOAD  = $(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))
 export PATH := $(abspath $(VENV)/bin):$(PATH)
-# With ccache, the wheel, the C++ tests and the bars of CUDA compile each kernel once, for all of them.
+# With ccache, the wheel, the C++ tests and the bars of CUDA compile each kernel once, for all of them: by a
+# compiler of one name, where CMake and the wheel's builder have names of their own.
 ifneq ($(shell command -v ccache 2>/dev/null),)
 export CMAKE_CXX_COMPILER_LAUNCHER  ?= ccache
 export CMAKE_CUDA_COMPILER_LAUNCHER ?= ccache
+ifeq ($(origin CXX),default)
+export CXX := c++
+endif
 endif
 .PHONY: help demo test test-cpp test-python test-slow matrix test-torch-oldest test-neon defects sanitize gpu-test gpu-bench \
         bench test-cuda cuda-bars nvcc test-jax-oldest test-jax-latest jax-tests \
@@ -28,7 +32,7 @@ endif
 define cpp_tests
 	cmake --preset $(1) $(CONFIGURE)
 	cmake --build --preset $(1)
-	ctest --test-dir build/$(1) --no-tests=error --output-on-failure
+	ctest --test-dir build/$(1) --no-tests=error --output-on-failure --parallel 2
 endef
 # Installs Debian packages $(2) unless $(1) is there, where that is possible.
 debian = @[ -e $(1) ] || ! command -v apt-get >/dev/null || { sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
