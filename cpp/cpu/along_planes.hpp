@@ -80,6 +80,7 @@ class PlanesGather : AlongPile<T, face> {
     t.steps = steps_;
     t.a_step = a_step_;
     t.b_step = b_step_;
+    t.staged = true;
     t.ahead_step = ahead_step_;
     t.from_zero = !accumulate_;
     Box out;
@@ -178,6 +179,7 @@ class PlanesWeights : AlongPile<T, Face::grad_weight> {
     t.a_step = this->size_;
     t.b_step = here ? p.y_batch_stride : g.columns * high_ * row_;
     t.b_fetch = here ? y_row : 0;
+    t.staged = true;
     t.ahead_step = g.small_batch;
     t.from_zero = from_zero;
     const Heights heights(steps_, along_rows(static_cast<int>(columns)));

@@ -59,7 +59,8 @@ struct AlongTile {
   // from c; c_fetch 0: nothing.
   const int64_t* fetch;
   int64_t fetches, b_fetch, c_fetch;
-  // Staged: what is read next, one line for each step.
+  // Part::staged, and what is read next, one line for each step; its address may be anything.
+  bool staged;
   const Real* ahead;
   const int64_t* ahead_step;
 };
@@ -139,7 +140,8 @@ struct BatchTile {
   const std::int16_t* tap;
   int last;  // not of all: lanes of b
   int64_t a_fetch, b_fetch;  // from each step's operands: what following tiles will read
-  // Staged: what is staged next, one line for each step.
+  // Part::staged, and what is staged next, one line for each step; its address may be anything.
+  bool staged;
   const Real* ahead;
   int64_t ahead_step;
 };
@@ -218,9 +220,7 @@ struct AlongTiles {
 
 template <class Tile>
 UNSHARED_INLINE int part_of(const Tile& t) {
-  return static_cast<int>(t.mask != nullptr    ? Part::masked
-                          : t.ahead != nullptr ? Part::staged
-                                               : Part::all);
+  return static_cast<int>(t.mask != nullptr ? Part::masked : t.staged ? Part::staged : Part::all);
 }
 template <class Real>
 UNSHARED_INLINE void run_tile(const AlongTile<Real>& t, int64_t rows, int64_t columns) {
