@@ -2,8 +2,8 @@
 // scale for every pixel, one filter along a line), where lanes over channels would stay empty.
 //
 // along_plan.hpp says which axis, and how cells are cut into blocks; along_block.hpp what a block
-// sees; along_gather.hpp and along_weights.hpp compute one, along_planes.hpp one of several rows of cells (along_pile.hpp),
-// on the tiles of along_tile.hpp.
+// sees; along_gather.hpp and along_weights.hpp compute one, along_planes.hpp one of several rows of
+// cells (along_pile.hpp), on the tiles of along_tile.hpp.
 #pragma once
 
 #include "along_gather.hpp"

@@ -24,8 +24,8 @@ class AlongBlock {
                            panel_reals = along_bytes / sizeof(Real),
                            sum_reals = along_sum_bytes / sizeof(Real);
 
-  UNSHARED_INLINE AlongBlock(const Problem& problem, const Call& call)
-      : plan_(problem),
+  UNSHARED_INLINE AlongBlock(const Call& call, const Plan& plan)
+      : plan_(plan),
         p(plan_.p),
         axis_(plan_.axis),
         along_(p.axes[axis_]),
@@ -75,6 +75,11 @@ class AlongBlock {
   // staged from the middle of a vector on, and so ends up to a vector later.
   UNSHARED_INLINE int64_t window(int64_t taps) const {
     return padded<Real>((taps - 1) * along_.dilation + row_) + (border_ ? L::count : 0);
+  }
+
+  // How far the next member of a company is, by a stride of groups.
+  UNSHARED_INLINE int64_t member_step(int64_t Axis::* stride) const {
+    return plan_.company_axis < 0 ? 0 : p.axes[plan_.company_axis].*stride;
   }
 
   // The reach of the block along an axis where all its cells stand at the same place.

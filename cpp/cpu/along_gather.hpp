@@ -30,11 +30,13 @@ class AlongGather : public AlongBlock<T, face> {
   using typename Base::Span;
 
  public:
-  UNSHARED_INLINE AlongGather(const Problem& problem, const Call& call)
-      : Base(problem, call), g(gathering<face>(p)) {}
+  UNSHARED_INLINE AlongGather(const Problem&, const Call& call, const typename Base::Plan& plan)
+      : Base(call, plan), g(gathering<face>(p)) {}
 
-  UNSHARED_INLINE void compute(int64_t block) {
-    if (this->enter(block)) gather();
+  // Blocks [begin, end).
+  UNSHARED_INLINE void run(int64_t begin, int64_t end) {
+    for (; begin < end; ++begin)
+      if (this->enter(begin)) gather();
   }
 
  private:

@@ -19,17 +19,17 @@ class AlongPile : public AlongBlock<T, face> {
   using Base = AlongBlock<T, face>;
 
  protected:
-  using Base::along_, Base::at_, Base::axis_, Base::begin_, Base::border_, Base::by_input,
-      Base::high_, Base::lanes_, Base::members_, Base::p, Base::partner_, Base::partners_,
-      Base::plain, Base::plan_, Base::row_, Base::tap_, Base::taps_;
+  using Base::accumulate_, Base::along_, Base::at_, Base::axis_, Base::begin_, Base::border_,
+      Base::by_input, Base::high_, Base::lanes_, Base::members_, Base::p, Base::partner_,
+      Base::partners_, Base::plain, Base::plan_, Base::row_, Base::tap_, Base::taps_;
   using typename Base::L;
   using typename Base::Layout;
   using typename Base::Plan;
   using typename Base::Real;
   using typename Base::Span;
 
-  UNSHARED_INLINE AlongPile(const Problem& problem, const Call& call)
-      : Base(problem, call), g(gathering<by_input ? Face::grad_input : Face::forward>(p)) {}
+  UNSHARED_INLINE AlongPile(const Call& call, const Plan& plan)
+      : Base(call, plan), g(gathering<by_input ? Face::grad_input : Face::forward>(p)) {}
 
   // Stands at a block; false if it has no cells.
   UNSHARED_INLINE bool enter(int64_t block) {
@@ -48,8 +48,7 @@ class AlongPile : public AlongBlock<T, face> {
   // block, some at a time, which are staged before; `small`: what the block reads.
   template <class Each>
   UNSHARED_INLINE void each_part(const Heights& heights, const T* small, Each each) {
-    const Axis* of = plan_.company_axis < 0 ? nullptr : &p.axes[plan_.company_axis];
-    const int64_t step = of == nullptr ? 0 : stride_of(*of);
+    const int64_t step = this->member_step(by_input ? &Axis::y_stride : &Axis::x_stride);
     const int64_t after =
         last_ == nullptr ? 0 : small - last_;  // likely so far to the next block's
     last_ = small;

@@ -40,6 +40,8 @@ struct AlongPlan {
   // The same of several rows of cells: beyond a first-level cache, since each row is read in turn.
   static constexpr int64_t pile_reals = 272 * 1024 / sizeof(Real),
                            pile_stage_reals = 96 * 1024 / sizeof(Real);
+  static constexpr int64_t least_samples = 4,
+                           most_columns = 2;  // with which it was measured faster
   // Taps of a cell: two vectors of each fit into scratch, and their offsets into tables.
   static constexpr int64_t most_rows =
       scratch_reals / (2 * lanes) < 1024 ? scratch_reals / (2 * lanes) : 1024;
@@ -257,9 +259,8 @@ struct AlongPlan {
   // Rows of cells together, if the weights of all their chains find room, and some samples of what they
   // see. Companies are then of as many groups as share a line of the weights.
   UNSHARED_INLINE void pile_up() {
-    constexpr int64_t least_samples = 4, some_rows = 4;
+    constexpr int64_t some_rows = 4, line = 64 / sizeof(T);
     constexpr int64_t most_samples = face == Face::grad_weight ? 32 : along_rows(1);
-    constexpr int64_t most_columns = 2, line = 64 / sizeof(T);
     int rows = p.axis_count - 1;
     if (rows == axis) --rows;
     if (rows < p.axis_count - p.spatial || phases != 1 || p.batch < least_samples) return;

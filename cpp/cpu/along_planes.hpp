@@ -17,18 +17,24 @@ namespace {
 template <class T, Face face>
 class PlanesGather : AlongPile<T, face> {
   using Base = AlongPile<T, face>;
-  using Base::a_step_, Base::b_step_, Base::g, Base::high_, Base::lanes_, Base::members_, Base::p,
-      Base::panel_, Base::row_, Base::steps_, Base::sum_reals, Base::w_;
+  using Base::accumulate_, Base::a_step_, Base::b_step_, Base::g, Base::high_, Base::lanes_,
+      Base::members_, Base::p, Base::panel_, Base::row_, Base::steps_, Base::sum_reals, Base::w_;
   using typename Base::L;
   using typename Base::Real;
   using typename Base::Span;
 
  public:
-  UNSHARED_INLINE PlanesGather(const Problem& problem, const Call& call)
-      : Base(problem, call), accumulate_(call.accumulate) {}
+  UNSHARED_INLINE PlanesGather(const Problem&, const Call& call, const typename Base::Plan& plan)
+      : Base(call, plan) {}
 
-  UNSHARED_INLINE void compute(int64_t block) {
-    if (!this->enter(block)) return;
+  // Blocks [begin, end).
+  UNSHARED_INLINE void run(int64_t begin, int64_t end) {
+    for (; begin < end; ++begin)
+      if (this->enter(begin)) gather();
+  }
+
+ private:
+  UNSHARED_INLINE void gather() {
     if (steps_ > 0) this->template move_weights<true>(this->second_ + this->w_at_);
     if (this->missing_) cross_out();
     const int64_t columns = along_width(g.columns);
@@ -36,8 +42,7 @@ class PlanesGather : AlongPile<T, face> {
     if (!this->other_here()) tall = lesser(tall, sum_reals / (g.columns * row_));
     const Heights heights(p.batch, tall);
     for (int64_t t = 0; t < steps_; ++t) ahead_step_[t] = t % heights.of(0) * g.small_batch;
-    const Axis* of = this->plan_.company_axis < 0 ? nullptr : &p.axes[this->plan_.company_axis];
-    const int64_t step = of == nullptr ? 0 : this->other_stride_of(*of);
+    const int64_t step = this->member_step(Base::by_input ? &Axis::x_stride : &Axis::y_stride);
     T* const result = this->result_ + this->other_at_;
     const auto each = [&](int64_t member, int64_t n, int64_t count, const Real* next) {
       samples(panel_ + member * w_.stride(Base::of_members),
@@ -46,7 +51,6 @@ class PlanesGather : AlongPile<T, face> {
     this->each_part(heights, this->first_ + this->small_at_, each);
   }
 
- private:
   // -0 for weights of taps in padding.
   UNSHARED_INLINE void cross_out() {
     const int64_t w_member = w_.stride(Base::of_members), w_column = w_.stride(Base::of_columns),
@@ -107,7 +111,6 @@ class PlanesGather : AlongPile<T, face> {
     }
   }
 
-  const bool accumulate_;
   int64_t ahead_step_[along_steps];
   alignas(64) Real sums_[sum_reals + L::count];
 };
@@ -115,47 +118,52 @@ class PlanesGather : AlongPile<T, face> {
 template <class T>
 class PlanesWeights : AlongPile<T, Face::grad_weight> {
   using Base = AlongPile<T, Face::grad_weight>;
-  using Base::g, Base::high_, Base::lanes_, Base::members_, Base::p, Base::panel_, Base::row_,
-      Base::steps_, Base::w_;
+  using Base::accumulate_, Base::g, Base::high_, Base::lanes_, Base::members_, Base::p,
+      Base::panel_, Base::row_, Base::steps_, Base::w_;
   using typename Base::L;
   using typename Base::Plan;
   using typename Base::Real;
 
  public:
-  UNSHARED_INLINE PlanesWeights(const Problem& problem, const Call& call)
-      : Base(problem, call), accumulate_(call.accumulate) {}
+  UNSHARED_INLINE PlanesWeights(const Problem&, const Call& call, const Plan& plan)
+      : Base(call, plan) {}
 
-  UNSHARED_INLINE void compute(int64_t block) {
-    if (!this->enter(block)) return;
+  // Blocks [begin, end).
+  UNSHARED_INLINE void run(int64_t begin, int64_t end) {
+    for (; begin < end; ++begin)
+      if (this->enter(begin)) weights();
+  }
+
+ private:
+  static constexpr int64_t y_reals = 48 * 1024 / sizeof(Real);
+  // A sample's rows of dy find room, since those of x do, of as many samples and one channel.
+  static_assert(y_reals * Plan::least_samples >= Plan::pile_stage_reals * Plan::most_columns);
+
+  UNSHARED_INLINE void weights() {
     if (this->missing_ && !accumulate_) clear_padding();
     if (steps_ == 0) return;
     T* const w = this->result_ + this->w_at_;
     if (accumulate_) this->template move_weights<true>(w);
     int64_t tall = this->most_samples();
     if (!this->other_here()) tall = lesser(tall, y_reals / (g.columns * high_ * row_));
-    const Heights heights(greater(1, p.batch), greater(1, tall));
-    const Axis* of = this->plan_.company_axis < 0 ? nullptr : &p.axes[this->plan_.company_axis];
+    const Heights heights(p.batch, tall);
+    const int64_t step = this->member_step(&Axis::y_stride);
     const T* const y = this->second_ + this->other_at_;
     const auto each = [&](int64_t member, int64_t n, int64_t count, const Real* next) {
-      samples(y + (of == nullptr ? 0 : member * of->y_stride) + n * p.y_batch_stride,
-              panel_ + member * w_.stride(Base::of_members), p.batch == 0 ? 0 : count,
-              n == 0 && !accumulate_, next);
+      samples(y + member * step + n * p.y_batch_stride,
+              panel_ + member * w_.stride(Base::of_members), count, n == 0 && !accumulate_, next);
     };
     this->each_part(heights, this->first_ + this->small_at_, each);
     this->template move_weights<false>(w);
   }
 
- private:
-  static constexpr int64_t y_reals = 48 * 1024 / sizeof(Real);
-
   // Zero for every tap in padding.
   UNSHARED_INLINE void clear_padding() {
-    const Axis* of = this->plan_.company_axis < 0 ? nullptr : &p.axes[this->plan_.company_axis];
+    const int64_t step = this->member_step(&Axis::w_place_stride);
     int64_t& row = this->at_[this->plan_.rows_axis];
     T* place = this->result_ + this->place_at_;
     for (int64_t r = 0; r < high_; ++r, ++row, place += this->across().w_place_stride)
-      for (int64_t member = 0; member < members_; ++member)
-        this->clear(place + (of == nullptr ? 0 : member * of->w_place_stride));
+      for (int64_t member = 0; member < members_; ++member) this->clear(place + member * step);
     row -= high_;
   }
 
@@ -206,7 +214,6 @@ class PlanesWeights : AlongPile<T, Face::grad_weight> {
     }
   }
 
-  const bool accumulate_;
   alignas(64) Real y_[y_reals + L::count];
 };
 

@@ -27,10 +27,13 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   using typename Base::Span;
 
  public:
-  UNSHARED_INLINE AlongWeights(const Problem& problem, const Call& call) : Base(problem, call) {}
+  UNSHARED_INLINE AlongWeights(const Problem&, const Call& call, const typename Base::Plan& plan)
+      : Base(call, plan) {}
 
-  UNSHARED_INLINE void compute(int64_t block) {
-    if (this->enter(block)) weights();
+  // Blocks [begin, end).
+  UNSHARED_INLINE void run(int64_t begin, int64_t end) {
+    for (; begin < end; ++begin)
+      if (this->enter(begin)) weights();
   }
 
  private:

@@ -129,25 +129,15 @@ void run_patch(const Problem& p, const Call& call) noexcept {
 
 // ---- lanes along an axis ----
 
-template <class Worker>
-struct Blocks {
-  const Problem& p;
-  const Call& call;
-
-  static void body(const void* context, int64_t begin, int64_t end) noexcept {
-    const Blocks& t = *static_cast<const Blocks*>(context);
-    Worker worker(t.p, t.call);
-    for (int64_t block = begin; block < end; ++block) worker.compute(block);
-  }
-  UNSHARED_INLINE void run(int64_t blocks) const { share(p, call, blocks, body, this); }
-};
-
 template <class T, Face face>
 void run_along(const Problem& p, const Call& call) noexcept {
   if constexpr (Scalar<T>::parts == 1) {
-    const AlongPlan<T, face> plan(p);
-    if (plan.rows_axis >= 0) return Blocks<AlongPlanes<T, face>>{p, call}.run(plan.blocks());
-    Blocks<Along<T, face>>{p, call}.run(plan.blocks());
+    using Plan = AlongPlan<T, face>;
+    const Plan plan(p);
+    if (plan.rows_axis >= 0)
+      Planned<AlongPlanes<T, face>, Plan>{p, call, plan}.run(plan.blocks());
+    else
+      Planned<Along<T, face>, Plan>{p, call, plan}.run(plan.blocks());
   }
 }
 

@@ -79,7 +79,7 @@ const char* patch_declines(const Problem& p) noexcept {
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels, columns = a * taps_of(p);
   if (columns < 64 && n > 2 && p.y_channel_stride != 1)
     return "dy of a place, far apart, would be fetched for few weights";
-  const bool filled = 2 * greater(a, b) > lanes;  // by channels: kernel along declines
+  const bool filled = 2 * greater(a, b) > lanes;  // by channels: kernel along mostly declines
   const int64_t least = n <= 2            ? (filled ? 6 : 32)
                         : columns >= 1000 ? greater(16, n)
                         : columns >= 250  ? greater(32, 2 * n)
