@@ -85,7 +85,7 @@ struct Mover {
     int64_t j = 0;
     for (; j + L::count <= count; j += L::count) {
       if constexpr (in) {
-        __builtin_prefetch(memory + j + ahead);
+        __builtin_prefetch(memory + j + ahead, 0, 2);
         L::store(scratch + j, S::load(memory + j));
       } else
         S::store(memory + j, L::load(scratch + j));
@@ -93,7 +93,7 @@ struct Mover {
     if (j < count) {
       const int left = static_cast<int>(count - j);
       if constexpr (in) {
-        __builtin_prefetch(memory + j + ahead);
+        __builtin_prefetch(memory + j + ahead, 0, 2);
         L::store(scratch + j, S::load_part(memory + j, left));
       } else
         S::store_part(memory + j, L::load(scratch + j), left);
@@ -114,14 +114,16 @@ struct Mover {
           if (rows == L::count && columns == L::count) {
 #pragma GCC unroll 16
             for (int i = 0; i < L::count; ++i) {
-              __builtin_prefetch(memory + (l + i) * lane_memory + j + ahead);
+              __builtin_prefetch(memory + (l + i) * lane_memory + j + ahead, 0, 2);
               v[i] = S::load(memory + (l + i) * lane_memory + j);
             }
           } else {
 #pragma GCC unroll 16
-            for (int i = 0; i < L::count; ++i)
+            for (int i = 0; i < L::count; ++i) {
+              __builtin_prefetch(memory + (l + i) * lane_memory + j + ahead, 0, 2);
               v[i] =
                   i < rows ? S::load_part(memory + (l + i) * lane_memory + j, columns) : L::zero();
+            }
           }
         } else {
 #pragma GCC unroll 16
@@ -157,7 +159,7 @@ struct Mover {
       sorted(std::make_integer_sequence<int, count>{}, [&](auto k) __attribute__((always_inline)) {
         if constexpr (in) {
           constexpr int at = k * L::count;
-          __builtin_prefetch(memory + at + ahead);
+          __builtin_prefetch(memory + at + ahead, 0, 2);
           v[k] = at + L::count <= all ? S::load(memory + at)
                  : at < all           ? S::load_part(memory + at, static_cast<int>(all - at))
                                       : L::zero();
