@@ -128,10 +128,10 @@ DEFECTS = [
         "r.partner +=",
     ),
     Defect(
-        "a weight whose tap falls into padding multiplied, transposed in registers",
+        "a weight whose tap falls into padding multiplied, turned in registers",
         "cpp/cpu/turned.hpp",
-        "if (!decltype(gaps)::value || t.a_step[s + i] != Turned<T>::gap) add",
-        "add",
+        "(!decltype(gaps)::value || t.a_step[s + i] != Turned<T>::gap))",
+        "true)",
     ),
     Defect(
         "a table of steps taken for one of positions in memory",
@@ -171,7 +171,7 @@ DEFECTS = [
     ),
     Defect(
         "odd channels: a tile writes over what lies behind its last one",
-        "cpp/cpu/lanes.hpp",
+        "cpp/cpu/stored.hpp",
         "Stored<T>::store_part(at, v, last); },",
         "Stored<T>::store(at, v); },",
     ),
@@ -183,7 +183,7 @@ DEFECTS = [
     ),
     Defect(
         "many samples, moved sixteen at a time: the last ones too many",
-        "cpp/cpu/stage.hpp",
+        "cpp/cpu/mover.hpp",
         "box.lanes = lesser(step, lanes - l);",
         "box.lanes = step;",
     ),
@@ -212,8 +212,20 @@ DEFECTS = [
         "first = false;",
     ),
     Defect(
+        "steps that the last piece of turned weights shares with the one before, added twice",
+        "cpp/cpu/turned.hpp",
+        "add_all(v, static_cast<int>(done), piece);",
+        "add_all(v, 0, piece);",
+    ),
+    Defect(
+        "the last piece of what is turned while it is staged stands where it does not belong",
+        "cpp/cpu/mover.hpp",
+        "      j = count - piece;  // ends with the columns\n",
+        "",
+    ),
+    Defect(
         "bfloat16 gradients rounded to nearest away from even",
-        "cpp/cpu/lanes.hpp",
+        "cpp/cpu/stored.hpp",
         "const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));",
         "const __m512i odd = _mm512_set1_epi32(1);",
     ),

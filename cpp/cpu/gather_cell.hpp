@@ -52,9 +52,10 @@ class GatherCell {
                             vectors * L::count * 64 <= Plan::wide_reals;
     const bool in_place =
         stream || (along_memory && plain && (vectors <= widest_in_place || spread_out));
-    const int64_t group = in_place                ? vectors
-                          : once && !along_memory ? 1
-                                                  : ceil_div(vectors, ceil_div(vectors, most));
+    const int64_t group = in_place ? vectors
+                          : once && !along_memory && nest.total() > 16
+                              ? 1
+                              : ceil_div(vectors, ceil_div(vectors, most));
     const int64_t all_room = stage_ + scratch_reals - panel_;
     int64_t room = all_room;
     if (!once && nest.total() * group * L::count * reals > room)

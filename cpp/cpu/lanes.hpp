@@ -1,6 +1,12 @@
 // One vector register of the level this file is compiled for: load, store, broadcast, fused
 // multiply-add. Where the level has no fused multiply-add there are no lanes, and the tile kernels
 // decline.
+//
+// turn() brings across the lanes what lies along memory: of pieces of 16 bytes, piece(i, g) the g-th of
+// lane i, it makes a vector of the first elements of all lanes, one of the second ones, and so on. Pieces
+// are put together while they are loaded, so that shuffles need not cross them: half as many as otherwise.
+// Those of a lane are loaded one after the other, as their line may not stay in a first-level cache.
+// turn_back() takes such vectors apart again, and stores piece i of each lane by store(i, piece).
 #pragma once
 
 #if defined(__AVX2__) && defined(__FMA__)
@@ -49,42 +55,67 @@ struct FloatLanes {
   static UNSHARED_INLINE void store_part(float* p, Vector v, int n) {
     _mm512_mask_storeu_ps(p, span(0, n), v);
   }
-  static UNSHARED_INLINE void transpose(Vector (&r)[16]) {
-    Vector t[16];
+  using Piece = __m128;
+  static UNSHARED_INLINE Piece load_piece(const void* p) {
+    return _mm_loadu_ps(static_cast<const float*>(p));
+  }
+  static UNSHARED_INLINE Piece load_piece_part(const float* p, int n) {
+    return _mm_maskz_loadu_ps(static_cast<__mmask8>((1u << n) - 1), p);
+  }
+  static UNSHARED_INLINE void store_piece(float* p, Piece v) { _mm_storeu_ps(p, v); }
+  static UNSHARED_INLINE void store_piece_part(float* p, Piece v, int n) {
+    _mm_mask_storeu_ps(p, static_cast<__mmask8>((1u << n) - 1), v);
+  }
+  template <int pieces>
+  static UNSHARED_INLINE void turn(Vector (&v)[4 * pieces], const auto& piece) {
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i += 2) {
-      t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12,
-                                     28, 13, 29);
-      t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27,
-                                         14, 30, 15, 31);
+    for (int i = 0; i < 4 * pieces; ++i)
+      v[i] = _mm512_castps128_ps512(piece(i / pieces, i % pieces));
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * pieces; ++i)
+      v[i] = _mm512_mask_broadcast_f32x4(v[i], 0x00f0, piece(i / pieces + 4, i % pieces));
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * pieces; ++i)
+      v[i] = _mm512_mask_broadcast_f32x4(v[i], 0x0f00, piece(i / pieces + 8, i % pieces));
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * pieces; ++i)
+      v[i] = _mm512_mask_broadcast_f32x4(v[i], 0xf000, piece(i / pieces + 12, i % pieces));
+    turn_pieces<pieces>(v);
+  }
+  static UNSHARED_INLINE void turn_back(Vector (&v)[4], const auto& store) {
+    turn_pieces<1>(v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      store(i, __builtin_shufflevector(v[i], v[i], 0, 1, 2, 3));
+      store(i + 4, _mm512_maskz_extractf32x4_ps(0xf, v[i], 1));
+      store(i + 8, _mm512_maskz_extractf32x4_ps(0xf, v[i], 2));
+      store(i + 12, _mm512_maskz_extractf32x4_ps(0xf, v[i], 3));
+    }
+  }
+  template <int pieces>
+  static UNSHARED_INLINE void turn_pieces(Vector (&v)[4 * pieces]) {
+    Vector r[4 * pieces];
+#pragma GCC unroll 4
+    for (int g = 0; g < pieces; ++g) {
+      const Vector p = __builtin_shufflevector(v[g], v[g + pieces], 0, 16, 1, 17, 4, 20, 5, 21, 8,
+                                               24, 9, 25, 12, 28, 13, 29);
+      const Vector q = __builtin_shufflevector(v[g], v[g + pieces], 2, 18, 3, 19, 6, 22, 7, 23, 10,
+                                               26, 11, 27, 14, 30, 15, 31);
+      const Vector u = __builtin_shufflevector(v[g + 2 * pieces], v[g + 3 * pieces], 0, 16, 1, 17,
+                                               4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+      const Vector w = __builtin_shufflevector(v[g + 2 * pieces], v[g + 3 * pieces], 2, 18, 3, 19,
+                                               6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+      r[4 * g] =
+          __builtin_shufflevector(p, u, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      r[4 * g + 1] =
+          __builtin_shufflevector(p, u, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+      r[4 * g + 2] =
+          __builtin_shufflevector(q, w, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+      r[4 * g + 3] =
+          __builtin_shufflevector(q, w, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i += 4) {
-      r[i] = __builtin_shufflevector(t[i], t[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12,
-                                     13, 28, 29);
-      r[i + 1] = __builtin_shufflevector(t[i], t[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27,
-                                         14, 15, 30, 31);
-      r[i + 2] = __builtin_shufflevector(t[i + 1], t[i + 3], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24,
-                                         25, 12, 13, 28, 29);
-      r[i + 3] = __builtin_shufflevector(t[i + 1], t[i + 3], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26,
-                                         27, 14, 15, 30, 31);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i += 8)
-#pragma GCC unroll 16
-      for (int j = 0; j < 4; ++j) {
-        t[i + j] = __builtin_shufflevector(r[i + j], r[i + j + 4], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17,
-                                           18, 19, 24, 25, 26, 27);
-        t[i + j + 4] = __builtin_shufflevector(r[i + j], r[i + j + 4], 4, 5, 6, 7, 12, 13, 14, 15,
-                                               20, 21, 22, 23, 28, 29, 30, 31);
-      }
-#pragma GCC unroll 16
-    for (int j = 0; j < 8; ++j) {
-      r[j] = __builtin_shufflevector(t[j], t[j + 8], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24,
-                                     25, 26, 27);
-      r[j + 8] = __builtin_shufflevector(t[j], t[j + 8], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23,
-                                         28, 29, 30, 31);
-    }
+    for (int i = 0; i < 4 * pieces; ++i) v[i] = r[i];
   }
 };
 struct DoubleLanes {
@@ -117,27 +148,49 @@ struct DoubleLanes {
   static UNSHARED_INLINE void store_part(double* p, Vector v, int n) {
     _mm512_mask_storeu_pd(p, span(0, n), v);
   }
-  static UNSHARED_INLINE void transpose(Vector (&r)[8]) {
-    Vector t[8];
-#pragma GCC unroll 16
-    for (int i = 0; i < 8; i += 2) {
-      t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-      t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  using Piece = __m128d;
+  static UNSHARED_INLINE Piece load_piece(const void* p) {
+    return _mm_loadu_pd(static_cast<const double*>(p));
+  }
+  static UNSHARED_INLINE Piece load_piece_part(const double* p, int) { return _mm_load_sd(p); }
+  static UNSHARED_INLINE void store_piece(double* p, Piece v) { _mm_storeu_pd(p, v); }
+  static UNSHARED_INLINE void store_piece_part(double* p, Piece v, int) { _mm_store_sd(p, v); }
+  template <int pieces>
+  static UNSHARED_INLINE void turn(Vector (&v)[2 * pieces], const auto& piece) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * pieces; ++i)
+      v[i] = _mm512_castpd128_pd512(piece(i / pieces, i % pieces));
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * pieces; ++i)
+      v[i] = _mm512_mask_broadcast_f64x2(v[i], 0x0c, piece(i / pieces + 2, i % pieces));
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * pieces; ++i)
+      v[i] = _mm512_mask_broadcast_f64x2(v[i], 0x30, piece(i / pieces + 4, i % pieces));
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * pieces; ++i)
+      v[i] = _mm512_mask_broadcast_f64x2(v[i], 0xc0, piece(i / pieces + 6, i % pieces));
+    turn_pieces<pieces>(v);
+  }
+  static UNSHARED_INLINE void turn_back(Vector (&v)[2], const auto& store) {
+    turn_pieces<1>(v);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      store(i, __builtin_shufflevector(v[i], v[i], 0, 1));
+      store(i + 2, _mm512_maskz_extractf64x2_pd(3, v[i], 1));
+      store(i + 4, _mm512_maskz_extractf64x2_pd(3, v[i], 2));
+      store(i + 6, _mm512_maskz_extractf64x2_pd(3, v[i], 3));
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < 8; i += 4)
-#pragma GCC unroll 16
-      for (int j = 0; j < 2; ++j) {
-        r[i + j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 4, 5, 8, 9, 12, 13);
-        r[i + j + 2] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 6, 7, 10, 11, 14, 15);
-      }
-#pragma GCC unroll 16
-    for (int j = 0; j < 4; ++j) {
-      t[j] = __builtin_shufflevector(r[j], r[j + 4], 0, 1, 4, 5, 8, 9, 12, 13);
-      t[j + 4] = __builtin_shufflevector(r[j], r[j + 4], 2, 3, 6, 7, 10, 11, 14, 15);
+  }
+  template <int pieces>
+  static UNSHARED_INLINE void turn_pieces(Vector (&v)[2 * pieces]) {
+    Vector r[2 * pieces];
+#pragma GCC unroll 4
+    for (int g = 0; g < pieces; ++g) {
+      r[2 * g] = __builtin_shufflevector(v[g], v[g + pieces], 0, 8, 2, 10, 4, 12, 6, 14);
+      r[2 * g + 1] = __builtin_shufflevector(v[g], v[g + pieces], 1, 9, 3, 11, 5, 13, 7, 15);
     }
-#pragma GCC unroll 16
-    for (int j = 0; j < 8; ++j) r[j] = t[j];
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * pieces; ++i) v[i] = r[i];
   }
 };
 
@@ -191,27 +244,49 @@ struct FloatLanes {
     }
     if ((n & 1) != 0) _mm_store_ss(p, rest);
   }
-  static UNSHARED_INLINE void transpose(Vector (&r)[8]) {
-    Vector t[8];
-#pragma GCC unroll 16
-    for (int i = 0; i < 8; i += 2) {
-      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  using Piece = __m128;
+  static UNSHARED_INLINE Piece load_piece(const void* p) {
+    return _mm_loadu_ps(static_cast<const float*>(p));
+  }
+  static UNSHARED_INLINE Piece load_piece_part(const float* p, int n) {
+    return _mm_maskload_ps(p, _mm256_castsi256_si128(span(0, n)));
+  }
+  static UNSHARED_INLINE void store_piece(float* p, Piece v) { _mm_storeu_ps(p, v); }
+  static UNSHARED_INLINE void store_piece_part(float* p, Piece v, int n) {
+    store_part(p, _mm256_castps128_ps256(v), n);
+  }
+  template <int pieces>
+  static UNSHARED_INLINE void turn(Vector (&v)[4 * pieces], const auto& piece) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 4 * pieces; ++i)
+      v[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(piece(i / pieces, i % pieces)),
+                                  piece(i / pieces + 4, i % pieces), 1);
+    turn_pieces<pieces>(v);
+  }
+  static UNSHARED_INLINE void turn_back(Vector (&v)[4], const auto& store) {
+    turn_pieces<1>(v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      store(i, _mm256_castps256_ps128(v[i]));
+      store(i + 4, _mm256_extractf128_ps(v[i], 1));
+    }
+  }
+  template <int pieces>
+  static UNSHARED_INLINE void turn_pieces(Vector (&v)[4 * pieces]) {
+    Vector r[4 * pieces];
+#pragma GCC unroll 4
+    for (int g = 0; g < pieces; ++g) {
+      const Vector p = _mm256_unpacklo_ps(v[g], v[g + pieces]),
+                   q = _mm256_unpackhi_ps(v[g], v[g + pieces]),
+                   u = _mm256_unpacklo_ps(v[g + 2 * pieces], v[g + 3 * pieces]),
+                   w = _mm256_unpackhi_ps(v[g + 2 * pieces], v[g + 3 * pieces]);
+      r[4 * g] = _mm256_shuffle_ps(p, u, 0x44);
+      r[4 * g + 1] = _mm256_shuffle_ps(p, u, 0xee);
+      r[4 * g + 2] = _mm256_shuffle_ps(q, w, 0x44);
+      r[4 * g + 3] = _mm256_shuffle_ps(q, w, 0xee);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < 8; i += 4) {
-      r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-      r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-      r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-      r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-#pragma GCC unroll 16
-    for (int j = 0; j < 4; ++j) {
-      t[j] = _mm256_permute2f128_ps(r[j], r[j + 4], 0x20);
-      t[j + 4] = _mm256_permute2f128_ps(r[j], r[j + 4], 0x31);
-    }
-#pragma GCC unroll 16
-    for (int j = 0; j < 8; ++j) r[j] = t[j];
+    for (int i = 0; i < 4 * pieces; ++i) v[i] = r[i];
   }
 };
 struct DoubleLanes {
@@ -253,13 +328,39 @@ struct DoubleLanes {
     }
     if ((n & 1) != 0) _mm_store_sd(p, rest);
   }
-  static UNSHARED_INLINE void transpose(Vector (&r)[4]) {
-    const Vector p = _mm256_unpacklo_pd(r[0], r[1]), q = _mm256_unpackhi_pd(r[0], r[1]),
-                 u = _mm256_unpacklo_pd(r[2], r[3]), v = _mm256_unpackhi_pd(r[2], r[3]);
-    r[0] = _mm256_permute2f128_pd(p, u, 0x20);
-    r[1] = _mm256_permute2f128_pd(q, v, 0x20);
-    r[2] = _mm256_permute2f128_pd(p, u, 0x31);
-    r[3] = _mm256_permute2f128_pd(q, v, 0x31);
+  using Piece = __m128d;
+  static UNSHARED_INLINE Piece load_piece(const void* p) {
+    return _mm_loadu_pd(static_cast<const double*>(p));
+  }
+  static UNSHARED_INLINE Piece load_piece_part(const double* p, int) { return _mm_load_sd(p); }
+  static UNSHARED_INLINE void store_piece(double* p, Piece v) { _mm_storeu_pd(p, v); }
+  static UNSHARED_INLINE void store_piece_part(double* p, Piece v, int) { _mm_store_sd(p, v); }
+  template <int pieces>
+  static UNSHARED_INLINE void turn(Vector (&v)[2 * pieces], const auto& piece) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * pieces; ++i)
+      v[i] = _mm256_insertf128_pd(_mm256_castpd128_pd256(piece(i / pieces, i % pieces)),
+                                  piece(i / pieces + 2, i % pieces), 1);
+    turn_pieces<pieces>(v);
+  }
+  static UNSHARED_INLINE void turn_back(Vector (&v)[2], const auto& store) {
+    turn_pieces<1>(v);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      store(i, _mm256_castpd256_pd128(v[i]));
+      store(i + 2, _mm256_extractf128_pd(v[i], 1));
+    }
+  }
+  template <int pieces>
+  static UNSHARED_INLINE void turn_pieces(Vector (&v)[2 * pieces]) {
+    Vector r[2 * pieces];
+#pragma GCC unroll 4
+    for (int g = 0; g < pieces; ++g) {
+      r[2 * g] = _mm256_unpacklo_pd(v[g], v[g + pieces]);
+      r[2 * g + 1] = _mm256_unpackhi_pd(v[g], v[g + pieces]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * pieces; ++i) v[i] = r[i];
   }
 };
 
@@ -316,13 +417,30 @@ struct FloatLanes {
     vst1q_f32(all, v);
     for (int i = 0; i < n; ++i) p[i] = all[i];
   }
-  static UNSHARED_INLINE void transpose(Vector (&r)[4]) {
-    const Vector p = vtrn1q_f32(r[0], r[1]), q = vtrn2q_f32(r[0], r[1]), u = vtrn1q_f32(r[2], r[3]),
-                 v = vtrn2q_f32(r[2], r[3]);
-    r[0] = vcombine_f32(vget_low_f32(p), vget_low_f32(u));
-    r[1] = vcombine_f32(vget_low_f32(q), vget_low_f32(v));
-    r[2] = vcombine_f32(vget_high_f32(p), vget_high_f32(u));
-    r[3] = vcombine_f32(vget_high_f32(q), vget_high_f32(v));
+  using Piece = Vector;
+  static UNSHARED_INLINE Piece load_piece(const void* p) {
+    return vld1q_f32(static_cast<const float*>(p));
+  }
+  static UNSHARED_INLINE Piece load_piece_part(const float* p, int n) { return load_part(p, n); }
+  static UNSHARED_INLINE void store_piece(float* p, Piece v) { store(p, v); }
+  static UNSHARED_INLINE void store_piece_part(float* p, Piece v, int n) { store_part(p, v, n); }
+  template <int pieces>
+  static UNSHARED_INLINE void turn(Vector (&v)[4], const auto& piece) {
+    for (int i = 0; i < 4; ++i) v[i] = piece(i, 0);
+    turn_pieces<1>(v);
+  }
+  static UNSHARED_INLINE void turn_back(Vector (&v)[4], const auto& store) {
+    turn_pieces<1>(v);
+    for (int i = 0; i < 4; ++i) store(i, v[i]);
+  }
+  template <int>
+  static UNSHARED_INLINE void turn_pieces(Vector (&v)[4]) {
+    const Vector p = vtrn1q_f32(v[0], v[1]), q = vtrn2q_f32(v[0], v[1]), u = vtrn1q_f32(v[2], v[3]),
+                 w = vtrn2q_f32(v[2], v[3]);
+    v[0] = vcombine_f32(vget_low_f32(p), vget_low_f32(u));
+    v[1] = vcombine_f32(vget_low_f32(q), vget_low_f32(w));
+    v[2] = vcombine_f32(vget_high_f32(p), vget_high_f32(u));
+    v[3] = vcombine_f32(vget_high_f32(q), vget_high_f32(w));
   }
 };
 struct DoubleLanes {
@@ -373,10 +491,27 @@ struct DoubleLanes {
     vst1q_f64(all, v);
     for (int i = 0; i < n; ++i) p[i] = all[i];
   }
-  static UNSHARED_INLINE void transpose(Vector (&r)[2]) {
-    const Vector p = vtrn1q_f64(r[0], r[1]), q = vtrn2q_f64(r[0], r[1]);
-    r[0] = p;
-    r[1] = q;
+  using Piece = Vector;
+  static UNSHARED_INLINE Piece load_piece(const void* p) {
+    return vld1q_f64(static_cast<const double*>(p));
+  }
+  static UNSHARED_INLINE Piece load_piece_part(const double* p, int n) { return load_part(p, n); }
+  static UNSHARED_INLINE void store_piece(double* p, Piece v) { store(p, v); }
+  static UNSHARED_INLINE void store_piece_part(double* p, Piece v, int n) { store_part(p, v, n); }
+  template <int pieces>
+  static UNSHARED_INLINE void turn(Vector (&v)[2], const auto& piece) {
+    for (int i = 0; i < 2; ++i) v[i] = piece(i, 0);
+    turn_pieces<1>(v);
+  }
+  static UNSHARED_INLINE void turn_back(Vector (&v)[2], const auto& store) {
+    turn_pieces<1>(v);
+    for (int i = 0; i < 2; ++i) store(i, v[i]);
+  }
+  template <int>
+  static UNSHARED_INLINE void turn_pieces(Vector (&v)[2]) {
+    const Vector p = v[0], q = v[1];
+    v[0] = vtrn1q_f64(p, q);
+    v[1] = vtrn2q_f64(p, q);
   }
 };
 
@@ -393,189 +528,6 @@ struct LanesOf<double> {
 };
 template <class Real>
 using Lanes = typename LanesOf<Real>::type;
-#endif
-
-#if defined(UNSHARED_LANES)
-// Elements of storage type T as lanes of the type sums are kept in, and back.
-template <class T>
-struct Stored {
-  using Real = T;
-  using L = Lanes<T>;
-  using Vector = typename L::Vector;
-  static UNSHARED_INLINE Vector load(const T* p) { return L::load(p); }
-  static UNSHARED_INLINE Vector load_part(const T* p, int n) { return L::load_part(p, n); }
-  static UNSHARED_INLINE void store(T* p, Vector v) { L::store(p, v); }
-  static UNSHARED_INLINE void store_around(T* p, Vector v) { L::store_around(p, v); }
-  static UNSHARED_INLINE void store_part(T* p, Vector v, int n) { L::store_part(p, v, n); }
-};
-
-// Half types: widened exactly, rounded once to nearest even, as scalar.hpp states it.
-template <class T>
-struct StoredHalf {
-  using Real = float;
-  using L = FloatLanes;
-  using Vector = L::Vector;
-  static UNSHARED_INLINE Vector load(const T* p) {
-#if defined(__AVX512F__)
-    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__AVX2__)
-    return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-    return load_part(p, L::count);
-#endif
-  }
-  static UNSHARED_INLINE Vector load_part(const T* p, int n) {
-#if defined(__AVX512F__)
-    return widened(_mm256_maskz_loadu_epi16(L::span(0, n), p));
-#elif defined(__AVX2__)
-    // Piece by piece, the last ones first.
-    if (n == L::count) return load(p);
-    __m128i bits = _mm_setzero_si128();
-    if ((n & 1) != 0) bits = _mm_cvtsi32_si128(p[n - 1].bits);
-    if ((n & 2) != 0) {
-      int two;
-      __builtin_memcpy(&two, p + (n & 4), sizeof two);
-      bits = _mm_or_si128(_mm_slli_si128(bits, 4), _mm_cvtsi32_si128(two));
-    }
-    if ((n & 4) != 0)
-      bits = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), bits);
-    return widened(bits);
-#else
-    float all[L::count] = {};
-    for (int i = 0; i < n; ++i) all[i] = widen(p[i]);
-    return L::load(all);
-#endif
-  }
-  static UNSHARED_INLINE void store(T* p, Vector v) {
-#if defined(__AVX512F__)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded(v));
-#elif defined(__AVX2__)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded(v));
-#else
-    store_part(p, v, L::count);
-#endif
-  }
-  static UNSHARED_INLINE void store_around(T* p, Vector v) {
-#if defined(__AVX512F__)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded(v));
-#elif defined(__AVX2__)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), rounded(v));
-#else
-    store(p, v);
-#endif
-  }
-  static UNSHARED_INLINE void store_part(T* p, Vector v, int n) {
-#if defined(__AVX512F__)
-    _mm256_mask_storeu_epi16(p, L::span(0, n), rounded(v));
-#elif defined(__AVX2__)
-    if (n == L::count) return store(p, v);
-    __m128i rest = rounded(v);
-    if ((n & 4) != 0) {
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(p), rest);
-      rest = _mm_unpackhi_epi64(rest, rest);
-      p += 4;
-    }
-    if ((n & 2) != 0) {
-      const int two = _mm_cvtsi128_si32(rest);
-      __builtin_memcpy(p, &two, sizeof two);
-      rest = _mm_srli_si128(rest, 4);
-      p += 2;
-    }
-    if ((n & 1) != 0) p->bits = static_cast<std::uint16_t>(_mm_extract_epi16(rest, 0));
-#else
-    float all[L::count];
-    L::store(all, v);
-    for (int i = 0; i < n; ++i) p[i] = round_to<T>(all[i]);
-#endif
-  }
-
- private:
-  static constexpr bool is_half = __is_same(T, Half);
-#if defined(__AVX512F__)
-  static UNSHARED_INLINE __m256i rounded(Vector v) {
-    if constexpr (is_half)
-      return _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512i bits = _mm512_castps_si512(v), high = shifted(bits);
-    const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-    const __m512i sum =
-        shifted(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))));
-    const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    return _mm512_maskz_cvtepi32_epi16(0xffff, _mm512_mask_blend_epi32(nan, sum, quiet));
-  }
-  static UNSHARED_INLINE __m512i shifted(__m512i bits) {
-    return _mm512_maskz_srli_epi32(0xffff, bits, 16);
-  }
-  static UNSHARED_INLINE Vector widened(__m256i bits) {
-    if constexpr (is_half) return _mm512_maskz_cvtph_ps(0xffff, bits);
-    return _mm512_castsi512_ps(
-        _mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16));
-  }
-#elif defined(__AVX2__)
-  static UNSHARED_INLINE __m128i rounded(Vector v) {
-    if constexpr (is_half) return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m256i bits = _mm256_castps_si256(v), high = _mm256_srli_epi32(bits, 16);
-    const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    const __m256i sum = _mm256_srli_epi32(
-        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
-    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i all = _mm256_blendv_epi8(sum, quiet, nan);
-    return _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-  }
-  static UNSHARED_INLINE Vector widened(__m128i bits) {
-    if constexpr (is_half) return _mm256_cvtph_ps(bits);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-  }
-#endif
-};
-template <>
-struct Stored<Half> : StoredHalf<Half> {};
-template <>
-struct Stored<BFloat16> : StoredHalf<BFloat16> {};
-
-// The sums of a tile, kept as T: loaded, or stored, if wanted around the caches; then rows of c must
-// be aligned. Of each row's last vector only `last` lanes are c's.
-template <class L, class T, int M, int V>
-UNSHARED_INLINE void load_tile(typename L::Vector (&sum)[M][V], const T* c, std::int64_t c_row,
-                               int last) {
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const T* const at = c + m * c_row + v * L::count;
-      sum[m][v] =
-          v == V - 1 && last != L::count ? Stored<T>::load_part(at, last) : Stored<T>::load(at);
-    }
-}
-template <class L, class T, int M, int V>
-UNSHARED_INLINE void store_tile(const typename L::Vector (&sum)[M][V], T* c, std::int64_t c_row,
-                                int last, bool around) {
-  const auto rows = [&](auto store_last, auto store) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        T* const at = c + m * c_row + v * L::count;
-        if (v == V - 1)
-          store_last(at, sum[m][v]);
-        else
-          store(at, sum[m][v]);
-      }
-  };
-  const auto whole = [](T* at, typename L::Vector v)
-                         __attribute__((always_inline)) { Stored<T>::store(at, v); };
-  const auto past = [](T* at, typename L::Vector v)
-                        __attribute__((always_inline)) { Stored<T>::store_around(at, v); };
-  if (around)
-    rows(past, past);
-  else if (last == L::count)
-    rows(whole, whole);
-  else
-    rows([&](T* at, typename L::Vector v)
-             __attribute__((always_inline)) { Stored<T>::store_part(at, v, last); },
-         whole);
-}
 #endif
 
 }  // namespace

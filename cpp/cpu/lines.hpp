@@ -66,6 +66,8 @@ class LineList {
   UNSHARED_INLINE Lines of(const Box& box, const T* memory, int64_t steps = 0) {
     const int64_t begin = begin_of_runs(box, memory);
     if (!(box == box_ && begin == begin_ && steps == steps_)) {
+      // Beyond what these tiles read, what is left of other lists may stand: asked for, it is but in vain.
+      const int64_t fill = count_ == 0 || steps == 0 ? beyond : lesser(beyond, steps);
       box_ = box;
       begin_ = begin;
       steps_ = steps;
@@ -73,7 +75,7 @@ class LineList {
       const int64_t times = lesser(lesser(steps, most) / greater(count_, 1), 4);
       if (times > 1)
         for (int64_t j = (count_ *= times) - 1; j > 0; --j) lines_[j] = lines_[j / times];
-      for (int64_t j = 0; j < beyond; ++j) lines_[count_ + j] = lines_[count_ - 1];
+      for (int64_t j = 0; j < fill; ++j) lines_[count_ + j] = lines_[count_ - 1];
     }
     return {reinterpret_cast<const char*>(memory), lines_, count_};
   }

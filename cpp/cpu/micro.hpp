@@ -9,7 +9,7 @@
 
 #include <utility>
 
-#include "lanes.hpp"
+#include "stored.hpp"
 
 #if defined(UNSHARED_LANES)
 

@@ -2,7 +2,7 @@
 // whatever their memory order, widened for half types.
 //
 // Steps that lie side by side in memory, in whatever order of the chain, are moved as one run:
-// squares of it are transposed in registers, and each step goes to its place.
+// pieces of it are turned in registers, and each step goes to its place.
 #pragma once
 
 #include "stage.hpp"
@@ -61,7 +61,9 @@ class Panel {
     } else if (column == 1) {
       for (int64_t t = 0; t < steps; ++t)
         Mover<T, true>::run(w + w_step[t], panel + t * width, count, 0);
-    } else if (run_ > 2) {
+    } else if (run_ == 2 && column == 2 && run_ == steps) {
+      Mover<T, true>::template zip<2>(w, count, panel, width, 0);
+    } else if (run_ > 1) {
       const auto place = [&](int64_t u)
                              __attribute__((always_inline)) { return place_[u] * width; };
       // Nest::walk, with a pointer that goes along: 10 % of a call whose runs are one square each.

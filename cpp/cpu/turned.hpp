@@ -1,15 +1,16 @@
 // A tile of few rows whose weights lie across its lanes: steps side by side in memory, lanes apart.
 // c[row, lane] = chain over steps of a[row, step] * w[lane, step].
 //
-// Squares of weights are transposed in registers and used from there, so that shuffles and memory work
-// while the square before is multiplied. A panel (panel.hpp) is made first and used then: of few rows,
+// Pieces of weights are turned in registers and used from there, so that shuffles and memory work while
+// those before are multiplied. A panel (panel.hpp) is made first and used then: of few rows,
 // that leaves memory idle half of the time. Rows beyond a tile's would transpose again.
 // Accumulator: Real (float32 for half types). Order: that of the steps, which ascend in memory.
 #pragma once
 
 #include <utility>
 
-#include "lanes.hpp"
+#include "across.hpp"
+#include "stored.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -43,7 +44,7 @@ struct TurnedTiles {
   using L = Lanes<Real>;
   using Vector = typename L::Vector;
   using Function = void (*)(const Turned<T>&);
-  static constexpr int most_rows = vector_registers == 16 ? 6 : 12;  // beside a square
+  static constexpr int most_rows = vector_registers == 16 ? 6 : 12;  // beside the pieces
 
   template <int M>
   static void tile(const Turned<T>& t) {
@@ -59,46 +60,55 @@ struct TurnedTiles {
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) sum[m][0] = L::chain(L::broadcast(a + m * t.a_row), w, sum[m][0]);
     };
-    std::int64_t s = 0;
-    const auto squares = [&](auto gaps) __attribute__((always_inline)) {
-      for (; s + L::count <= t.steps; s += L::count) {
-        Vector v[L::count];
+    constexpr int piece = Stored<T>::piece, line = 64 / sizeof(T);
+    const std::int64_t steps = t.steps;
+    const auto pieces = [&](auto lane, auto gaps) __attribute__((always_inline)) {
+      std::int64_t s = 0;
+      const auto fetch = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 16
-        for (int i = 0; i < L::count; ++i) {
-          const T* const line = t.w + i * t.apart + s;
-          __builtin_prefetch(line + t.ahead, 0, 2);
-          v[i] = Stored<T>::load(line);
+        for (int i = 0; i < L::count; ++i) __builtin_prefetch(lane(i) + t.ahead, 0, 2);
+      };
+      const auto add_all = [&]<int n>(const Vector(&v)[n], int from,
+                                      std::int64_t end) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+        for (int i = 0; i < n; ++i)
+          if (i >= from && i < end && (!decltype(gaps)::value || t.a_step[s + i] != Turned<T>::gap))
+            add(s + i, v[i]);
+      };
+      const auto run = [&](auto some) __attribute__((always_inline)) {
+        constexpr int wide = decltype(some)::value * piece;
+        for (; s + wide <= steps; s += wide, lane.move(wide)) {
+          if (decltype(some)::value == 2 || s % line == 0) fetch();
+          Vector v[wide];
+          Stored<T>::template turn<decltype(some)::value>(v, lane);
+          add_all(v, 0, wide);
         }
-        L::transpose(v);
-#pragma GCC unroll 16
-        for (int i = 0; i < L::count; ++i)
-          if (!decltype(gaps)::value || t.a_step[s + i] != Turned<T>::gap) add(s + i, v[i]);
+      };
+      if (lines_collide(t.apart * std::int64_t{sizeof(T)}))
+        run(std::integral_constant<int, most_pieces<L>(piece)>{});
+      run(std::integral_constant<int, some_pieces<L>(piece)>{});
+      run(std::integral_constant<int, 1>{});
+      if (s == steps) return;
+      if (s % line == 0) fetch();
+      Vector v[piece];
+      if (steps < piece) {
+        Stored<T>::turn_part(v, lane, static_cast<int>(steps));
+        add_all(v, 0, steps);
+      } else {
+        // One that begins earlier, so that it ends with the steps.
+        const std::int64_t done = s + piece - steps;
+        s -= done;
+        lane.move(-done);
+        Stored<T>::template turn<1>(v, lane);
+        add_all(v, static_cast<int>(done), piece);
       }
     };
-    if (t.lanes == L::count) {
-      if (t.gaps)
-        squares(std::bool_constant<true>{});
-      else
-        squares(std::bool_constant<false>{});
-    }
-    alignas(64) Real square[L::count * L::count];
-    for (; s < t.steps; s += L::count) {
-      const int here = static_cast<int>(s + L::count < t.steps ? L::count : t.steps - s);
-      Vector v[L::count];
-#pragma GCC unroll 16
-      for (int i = 0; i < L::count; ++i) {
-        v[i] = L::zero();
-        if (i >= t.lanes) continue;
-        const T* const line = t.w + i * t.apart + s;
-        __builtin_prefetch(line + t.ahead, 0, 2);
-        v[i] = Stored<T>::load_part(line, here);
-      }
-      L::transpose(v);
-#pragma GCC unroll 16
-      for (int i = 0; i < L::count; ++i) L::store(square + i * L::count, v[i]);
-      for (int i = 0; i < here; ++i)
-        if (t.a_step[s + i] != Turned<T>::gap) add(s + i, L::load(square + i * L::count));
-    }
+    if (t.lanes != L::count)
+      pieces(LanesListed<T, L::count>(t.w, t.apart, t.lanes), std::bool_constant<true>{});
+    else if (t.gaps)
+      pieces(LanesApart<T, L::count>(t.w, t.apart), std::bool_constant<true>{});
+    else
+      pieces(LanesApart<T, L::count>(t.w, t.apart), std::bool_constant<false>{});
     store_tile<L>(sum, t.c, t.c_row, t.c_last, false);
   }
 

@@ -8,8 +8,8 @@
 
 #include <utility>
 
-#include "lanes.hpp"
 #include "share.hpp"
+#include "stored.hpp"
 
 #if defined(UNSHARED_LANES)
 
