@@ -25,6 +25,8 @@ class GatherCell {
   static constexpr bool plain = Plan::plain;
   static constexpr int64_t scratch_reals = Plan::scratch_reals;
   static constexpr int table_steps = Plan::table_steps, steps_ahead = 128, widest_in_place = 2;
+  static constexpr int brief =
+      16;  // steps, of which a panel for each vector of columns does not pay
 
   UNSHARED_INLINE GatherCell(const Problem& problem, const Call& call, const Plan& plan)
       : p(problem), g(gathering<face>(problem)), call_(call), plan_(plan) {}
@@ -53,7 +55,7 @@ class GatherCell {
     const bool in_place =
         stream || (along_memory && plain && (vectors <= widest_in_place || spread_out));
     const int64_t group = in_place ? vectors
-                          : once && !along_memory && nest.total() > 16
+                          : once && !along_memory && nest.total() > brief
                               ? 1
                               : ceil_div(vectors, ceil_div(vectors, most));
     const int64_t all_room = stage_ + scratch_reals - panel_;

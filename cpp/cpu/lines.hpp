@@ -66,7 +66,9 @@ class LineList {
   UNSHARED_INLINE Lines of(const Box& box, const T* memory, int64_t steps = 0) {
     const int64_t begin = begin_of_runs(box, memory);
     if (!(box == box_ && begin == begin_ && steps == steps_)) {
-      // Beyond what these tiles read, what is left of other lists may stand: asked for, it is but in vain.
+      // The first list is continued to the end of its room, later ones for the steps of their tiles: what
+      // is left of others beyond may be asked for in vain, but filling all the room took longer than a
+      // small cell.
       const int64_t fill = count_ == 0 || steps == 0 ? beyond : lesser(beyond, steps);
       box_ = box;
       begin_ = begin;

@@ -61,8 +61,8 @@ class Panel {
     } else if (column == 1) {
       for (int64_t t = 0; t < steps; ++t)
         Mover<T, true>::run(w + w_step[t], panel + t * width, count, 0);
-    } else if (run_ == 2 && column == 2 && run_ == steps) {
-      Mover<T, true>::template zip<2>(w, count, panel, width, 0);
+    } else if (steps == 2 && run_ == 2 && column == 2) {
+      Mover<T, true>::template zip<2>(w, count, panel, width, 0);  // columns of two, side by side
     } else if (run_ > 1) {
       const auto place = [&](int64_t u)
                              __attribute__((always_inline)) { return place_[u] * width; };

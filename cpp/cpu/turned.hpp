@@ -2,8 +2,8 @@
 // c[row, lane] = chain over steps of a[row, step] * w[lane, step].
 //
 // Pieces of weights are turned in registers and used from there, so that shuffles and memory work while
-// those before are multiplied. A panel (panel.hpp) is made first and used then: of few rows,
-// that leaves memory idle half of the time. Rows beyond a tile's would transpose again.
+// those before are multiplied. A panel (panel.hpp) is made first and used then: of few rows, that leaves
+// memory idle half of the time. Rows beyond a tile's would turn them again.
 // Accumulator: Real (float32 for half types). Order: that of the steps, which ascend in memory.
 #pragma once
 
