@@ -12,8 +12,8 @@ namespace {
 UNSHARED_INLINE bool lines_collide(std::int64_t apart) { return apart % 4096 == 0; }
 UNSHARED_INLINE bool lines_crowd(std::int64_t apart) { return apart % 2048 == 0; }
 // How many pieces of a lane are turned at a time: where its line does not stay, as many as make a square,
-// which the registers have room for; where it may not, or is still on its way, two, if
-// the registers are many. Lines are then asked for twice, with each two: measured faster where memory binds.
+// which the registers have room for; where it may not, or is still on its way, two, if the registers are
+// many. Lines are then asked for twice, with each two: measured faster where memory binds.
 template <class L>
 constexpr int most_pieces(int piece) {
   return L::count > piece ? L::count / piece : 1;
