@@ -137,7 +137,7 @@ class GatherCell {
         // lines, for the next cell's.
         constexpr int64_t worth_it = 4096 / sizeof(T);
         const bool ask = fresh && plan_.fetches, many = many_columns();
-        if (ask && !many && face == Face::forward && steps * columns_ >= worth_it)
+        if (ask && !many && steps * columns_ >= worth_it)
           fetch(pieces.part, columns_, w + (pieces.more() ? pieces.second : w_next));
         micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_,
                           ask && many ? near_ : nullptr);
