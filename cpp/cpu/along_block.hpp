@@ -19,7 +19,6 @@ class AlongBlock {
   static constexpr bool by_input = face == Face::grad_input;
   // Whether scratch holds what memory does, so that operands can be read in place.
   static constexpr bool plain = sizeof(T) == sizeof(Real);
-  static constexpr int64_t ahead = 2048 / sizeof(T);  // is fetched while computing
   static constexpr int64_t stage_reals = along_bytes / sizeof(Real),
                            panel_reals = along_bytes / sizeof(Real),
                            sum_reals = along_sum_bytes / sizeof(Real);

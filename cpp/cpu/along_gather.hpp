@@ -19,8 +19,8 @@ namespace {
 template <class T, Face face>
 class AlongGather : public AlongBlock<T, face> {
   using Base = AlongBlock<T, face>;
-  using Base::accumulate_, Base::ahead, Base::along_, Base::at_, Base::axis_, Base::begin_,
-      Base::border_, Base::by_input, Base::in_place_, Base::lanes_, Base::members_, Base::p,
+  using Base::accumulate_, Base::along_, Base::at_, Base::axis_, Base::begin_, Base::border_,
+      Base::by_input, Base::in_place_, Base::lanes_, Base::members_, Base::p,
       Base::panel_reals, Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_,
       Base::stage_reals, Base::sum_reals, Base::tap_, Base::taps_;
   using typename Base::L;
@@ -100,7 +100,7 @@ class AlongGather : public AlongBlock<T, face> {
     }
     if (by_input) loops.loop[loops.depth++] = {g.summed, g.small_channel, g.w_summed, false};
 
-    look_ahead();
+    look_ahead(result);
     const int64_t wide = lesser(lesser(g.columns, along_wide),
                                 result_here_ ? along_wide : greater(1, sum_reals / row_));
     const int64_t tall =
@@ -229,10 +229,10 @@ class AlongGather : public AlongBlock<T, face> {
          : single_ ? panel_ + member * pass_.w.stride(Base::of_members)
                    : panel_;
     tile.b_column = w_here_ ? g.w_column : pass_.w.stride(Base::of_columns);
-    tile.b_fetch = w_here_ ? ahead : 0;
+    tile.b_fetch = w_here_ ? w_ahead_ : 0;
     tile.c_row = c_row_;
     tile.c_column = c_column_;
-    tile.c_fetch = result_here_ ? ahead : 0;
+    tile.c_fetch = result_here_ ? result_ahead_ : 0;
     tile.from_zero = from_zero;
     if (small_here_) {
       tile.a = reinterpret_cast<const Real*>(small);
@@ -287,7 +287,8 @@ class AlongGather : public AlongBlock<T, face> {
     const int64_t taps = pass_.steps / channels;
     fetches_ = small_here_ ? channels : 0;
     for (int64_t f = 0; f < fetches_; ++f)
-      fetch_[f] = a_step_[by_input ? (taps - 1) * channels + f : f * taps + taps - 1] + ahead;
+      fetch_[f] =
+          a_step_[by_input ? (taps - 1) * channels + f : f * taps + taps - 1] + small_ahead_;
   }
 
   // A tile for every vector of the strip and a few samples after the other. A long strip is run
@@ -383,14 +384,16 @@ class AlongGather : public AlongBlock<T, face> {
     }
   }
 
-  // How far the operands of this strip lie from the last one's: likely as far from the next one's.
-  UNSHARED_INLINE void look_ahead() {
+  // How far this block lies from the last one: likely as far from the next one.
+  UNSHARED_INLINE void look_ahead(const T* result) {
     if (last_small_ != nullptr) {
       small_ahead_ = small_ - last_small_;
       w_ahead_ = w_ - last_w_;
+      result_ahead_ = result - last_result_;
     }
     last_small_ = small_;
     last_w_ = w_;
+    last_result_ = result;
   }
 
   static constexpr int64_t short_strip = 4;  // vectors
@@ -402,7 +405,8 @@ class AlongGather : public AlongBlock<T, face> {
   const T* w_ = nullptr;
   const T* last_small_ = nullptr;
   const T* last_w_ = nullptr;
-  int64_t small_ahead_ = 0, w_ahead_ = 0, small_lane_ = 1, result_lane_ = 1;
+  const T* last_result_ = nullptr;
+  int64_t small_ahead_ = 0, w_ahead_ = 0, result_ahead_ = 0, small_lane_ = 1, result_lane_ = 1;
   bool small_here_ = false, w_here_ = false, result_here_ = false;
   bool prepared_ = false, single_ = false;  // tables and panel; whether they are for all the chain
   Pass pass_;

@@ -23,11 +23,14 @@ inline constexpr int along_steps = 192;  // of a pass
 inline constexpr int64_t along_reach = 64, along_lanes = 512, along_wide = 8;
 inline constexpr int64_t least_blocks = 8;  // to share out
 
-// Whether the samples' elements that belong to a cell lie in the same sets of the first cache.
+// Whether the samples' elements that belong to a cell lie in the same sets of a cache whose sets repeat
+// after so many bytes: of a first-level cache, or of a second-level one.
+inline constexpr int64_t first_cache_repeats = 4096, second_cache_repeats = 64 * 1024;
 template <class T>
-UNSHARED_INLINE bool samples_collide(const Problem& p, int64_t batch_stride) {
-  constexpr int64_t page = 4096, ways = 8;
-  return p.batch > ways && batch_stride * int64_t{sizeof(T)} % page == 0;
+UNSHARED_INLINE bool samples_collide(const Problem& p, int64_t batch_stride,
+                                     int64_t repeats = first_cache_repeats) {
+  constexpr int64_t ways = 8;
+  return p.batch > ways && batch_stride * int64_t{sizeof(T)} % repeats == 0;
 }
 
 template <class T, Face face>

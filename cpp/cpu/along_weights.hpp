@@ -17,7 +17,7 @@ namespace {
 template <class T>
 class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   using Base = AlongBlock<T, Face::grad_weight>;
-  using Base::accumulate_, Base::ahead, Base::along_, Base::at_, Base::axis_, Base::begin_,
+  using Base::accumulate_, Base::along_, Base::at_, Base::axis_, Base::begin_,
       Base::border_, Base::in_place_, Base::lanes_, Base::members_, Base::p, Base::panel_reals,
       Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_, Base::stage_reals,
       Base::tap_, Base::taps_;
@@ -80,7 +80,8 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
     if (all == 0) return;
 
     look_ahead(x, y);
-    x_here_ = plain && along_.x_stride == 1 && !samples_collide<T>(p, p.x_batch_stride);
+    x_here_ = plain && along_.x_stride == 1 &&
+              !samples_collide<T>(p, p.x_batch_stride, second_cache_repeats);
     y_here_ = plain && along_.y_stride == 1;
     w_here_ = plain && in_place_;
     // Columns and input channels at a time: what scratch has room for.
@@ -225,8 +226,8 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
         const int64_t height = heights.of(tile);
         t.b = b + l;
         t.c = c;
-        t.a_fetch = x_here_ ? t.a_row[height - 1] + ahead : 0;
-        t.b_fetch = y_here_ ? ahead : 0;
+        t.a_fetch = x_here_ ? t.a_row[height - 1] + x_ahead_ : 0;
+        t.b_fetch = y_here_ ? y_ahead_ : 0;
         for (int64_t v = 0, some; v < wide_; v += some) {
           some = lesser(columns, wide_ - v);
           run_tile(t, height, some);
