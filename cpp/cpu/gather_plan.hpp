@@ -206,8 +206,11 @@ struct GatherPlan {
           const double again = strip * w_bytes <= near_by || blocks == 1 ? 1
                                : strip * w_bytes <= third_cache          ? 6
                                                                          : 16;
-          // Pieces break the runs in which a cell's weights are read.
-          const double broken = pieces > 1 ? 2 : 0;
+          // Pieces break the runs in which a cell's weights are read, and so do parts of its columns,
+          // which share lines if columns do not fill them.
+          const bool ragged = times > 1 && !samples && g.columns * int64_t{sizeof(T)} % 64 != 0;
+          const auto part = static_cast<double>(greater(1, sums_reals / (L::count * w * block)));
+          const double broken = (pieces > 1 ? 2 : 0) + (ragged ? 15 / part : 0);
           const double weights =
               weights_cost(samples, block) +
               (samples ? again - 1 : again) * static_cast<double>(terms * vectors);
