@@ -347,20 +347,20 @@ class Weigh {
     }
 
     // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room;
-    // and as much again where they are put in order, if tiles do not suffer.
+    // and as much again where they are put in order, if tiles of two vectors and more do not suffer.
     const int64_t tap_counts[] = {here_.taps * taps.count(), taps.count(), 1};
-    const int64_t all = tap_counts[0] * padded<Real>(columns.count());
-    const int64_t room = copies_around_ && sums_reals / 2 / all >= lesser(rows.count(), 6)
-                             ? sums_reals / 2
-                             : sums_reals;
+    const int64_t most = padded<Real>(columns.count());
+    const int64_t all = tap_counts[0] * lesser(most, 2 * L::count);
+    const bool halves = copies_around_ && sums_reals / 2 / all >= lesser(rows.count(), 6);
+    const int64_t room = halves ? sums_reals / 2 : sums_reals;
     int64_t high = 0, wide = 0;
     int level = q_.count() == here_.taps ? 0 : 1;
     for (bool found = false; !found; level += !found)
-      for (const int64_t width : {padded<Real>(columns.count()), int64_t{L::count}}) {
-        if (found) continue;
+      for (int64_t width = most; !found && width > 0;
+           width = width > L::count ? padded<Real>(width / 2) : 0) {
         wide = width;
         high = lesser(room / (tap_counts[level] * width), rows.count());
-        found = high >= lesser(rows.count(), room == sums_reals ? 8 : 6);
+        found = high >= lesser(rows.count(), halves ? 6 : 8);
       }
     high = ceil_div(rows.count(), ceil_div(rows.count(), high));
     const int64_t q_unit = level == 0 ? here_.taps : 1, k_unit = level == 2 ? 1 : taps.count();
