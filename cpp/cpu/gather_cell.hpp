@@ -113,6 +113,7 @@ class GatherCell {
           } else if constexpr (reals == 1) {
             t.b = from + v * L::count;
             t.ahead = stream ? lesser(steps, steps_ahead) : 0;
+            t.again = plan_.beyond ? t.ahead / 2 : 0;
             t.last = v + wide < vectors || whole ? L::count : static_cast<int>(columns_ % L::count);
             micro_rows<true>(t, rows_, wide, ahead_, near_lines());
           }

@@ -39,6 +39,7 @@ struct GatherPlan {
   bool staged = true;  // whether the small tensor is
   bool by_channel = false;  // staged so that what a channel's taps read lies together
   bool fetches = false;  // whether what comes next is worth asking for
+  bool beyond = false;  // whether weights come from memory, not from a cache
   int64_t rows = 1;  // samples of a block
   int64_t wide = 1, high = 1;  // strips: of a row of cells, and of a column of them
   int64_t summed =
@@ -71,6 +72,7 @@ struct GatherPlan {
     by_channel = !by_input && g.small_channel == 1 && 2 * g.summed > line &&
                  lesser(n, most_rows(vectors > 1 ? 2 : 1)) * taps * 64 > first_cache * 3 / 4;
     fetches = cells * terms * g.columns * int64_t{sizeof(T)} > first_cache;
+    beyond = weights_beyond_caches<T>(p);
     Cut best = strips(false);
     if (plain && reals == 1 && n > L::count / 2) {
       if (!by_input && g.w_summed == 1 && fetches)  // beyond half, a tile loses more than it finds

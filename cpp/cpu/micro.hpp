@@ -66,7 +66,9 @@ struct Micro {
   int c_last = Lanes<Real>::count;  // lanes of each row's last vector that are c's
   // Of a stream:
   int last = Lanes<Real>::count;  // lanes of the last vector that it has; the others are not read
-  std::int64_t ahead = 0;  // a line is asked for so many steps before its use
+  // A line is asked for so many steps before its use, and again, if not 0, so many: memory is far, and while
+  // the buffers for misses are full, a processor forgets what it was asked for.
+  std::int64_t ahead = 0, again = 0;
 };
 
 template <class T, Reads reads, int V, int M>
@@ -91,7 +93,7 @@ void micro_tile(const Micro<T>& t) {
       for (int v = 0; v < V; ++v) __builtin_prefetch(t.c + m * t.c_row + v * L::count, 1);
   }
   // A pointer for every four rows, so that each address is a base, a stride and a small factor.
-  const std::int64_t a_row = t.a_row, count = t.steps, ahead = t.ahead;
+  const std::int64_t a_row = t.a_row, count = t.steps, ahead = t.ahead, again = t.again;
   const Real* base[(M + 3) / 4];
 #pragma GCC unroll 4
   for (int q = 0; q < (M + 3) / 4; ++q) base[q] = t.a + 4 * q * a_row;
@@ -99,15 +101,17 @@ void micro_tile(const Micro<T>& t) {
   const std::int64_t* const b_step = t.b_step;
   const T* const b = t.b;
   const Lines fetched = t.fetched;
-  const auto steps = [&](auto partial) __attribute__((always_inline)) {
+  const auto steps = [&](auto partial, auto twice) __attribute__((always_inline)) {
     for (std::int64_t s = 0; s < count; ++s) {
       const std::int64_t at = a_step[s];
       const T* line = b + b_step[s];
       const T* next = reads == Reads::stream ? b + b_step[s + ahead] : nullptr;
+      const T* soon = decltype(twice)::value ? b + b_step[s + again] : nullptr;
       if constexpr (reads == Reads::fetching)
         __builtin_prefetch(fetched.base + fetched.at[s], 0, 2);
       const auto vector = [&](int v) __attribute__((always_inline)) {
         if constexpr (reads == Reads::stream) __builtin_prefetch(next + v * L::count, 0, 2);
+        if constexpr (decltype(twice)::value) __builtin_prefetch(soon + v * L::count, 0, 2);
         return decltype(partial)::value && v == V - 1
                    ? Stored<T>::load_part(line + v * L::count, t.last)
                    : Stored<T>::load(line + v * L::count);
@@ -139,12 +143,14 @@ void micro_tile(const Micro<T>& t) {
     }
   };
   if constexpr (reads != Reads::stream) {
-    steps(std::bool_constant<false>{});
+    steps(std::bool_constant<false>{}, std::bool_constant<false>{});
   } else {
     if (t.last != L::count)
-      steps(std::bool_constant<true>{});
+      steps(std::bool_constant<true>{}, std::bool_constant<true>{});
+    else if (again != 0)
+      steps(std::bool_constant<false>{}, std::bool_constant<true>{});
     else
-      steps(std::bool_constant<false>{});
+      steps(std::bool_constant<false>{}, std::bool_constant<false>{});
   }
   store_tile<L>(sum, t.c, t.c_row, t.c_last, around);
 }

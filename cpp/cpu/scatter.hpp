@@ -143,7 +143,10 @@ class Scatter {
   }
 
  private:
-  static constexpr int most_steps = Plan::most_steps;
+  // Weights are asked for again so many steps before their use, if they come from memory; those of the next
+  // place with this one's, if a second-level cache holds both.
+  static constexpr int most_steps = Plan::most_steps, soon = 16;
+  static constexpr int64_t near_bytes = 1024 * 1024;
 
   // Pixels [begin, end) of an axis, the places [low, high] that reach them, and the distance of two
   // pixels in scratch.
@@ -363,6 +366,7 @@ class Scatter {
       } else {
         Micro<T> t{dy, w + first, c + first, y_row_, c_row, steps, dy_step_, w_step_, false};
         t.ahead = most_steps;
+        t.again = plan_.beyond ? soon : 0;
         t.last = last;
         if (plan_.direct) t.c_last = last;
         micro_rows<true>(t, rows_, wide, ahead_, nullptr);
@@ -375,10 +379,10 @@ class Scatter {
                                       int64_t steps, int64_t next, Real* c, int64_t c_row) {
     Turned<T> t{dy, w, c, y_row_, c_row, apart, steps, dy_step_, false, false};
     const int64_t place = p.axes[z_].w_place_stride;
-    const bool small = magnitude(place) * int64_t{sizeof(T)} <= Turned<T>::near_bytes;
+    const bool near_by = magnitude(place) * int64_t{sizeof(T)} <= near_bytes;
     for (int64_t first = 0; first < count; first += L::count) {
       const bool more = first + L::count < count;
-      t.ahead = small ? place : more ? L::count * apart : next - first * apart;
+      t.ahead = near_by ? place : more ? L::count * apart : next - first * apart;
       t.lanes = static_cast<int>(lesser(L::count, count - first));
       if (plan_.direct) t.c_last = t.lanes;
       turned_rows(t, rows_);

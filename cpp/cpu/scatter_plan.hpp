@@ -42,6 +42,7 @@ struct ScatterPlan {
   int64_t steps = 1;  // channels of dy in one go: those weights stay in a first-level cache
   int64_t channels = 1, places = 1;  // of dy, staged together
   double reached = 1;  // places for each pixel: more than one if several boxes reach some
+  bool beyond = false;  // whether weights come from memory, not from a cache
   int64_t items = 0;
   int64_t stage_reals = least_stage_reals;
 
@@ -90,6 +91,7 @@ struct ScatterPlan {
     const int64_t n = greater(p.batch, 1), b = greater(1, p.out_channels);
     const bool side_by_side = taps_lie_side_by_side(p);
     taps = taps_of(p);
+    beyond = weights_beyond_caches<T>(p);
     over = lanes_of(p);
     packed = over != Over::samples && p.w_out_stride == 1 && !side_by_side;
     unit = packed ? b : 1;

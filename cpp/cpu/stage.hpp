@@ -77,17 +77,22 @@ UNSHARED_INLINE void clear_padding(const Problem& p, const int64_t* place, T* dw
   clear();
 }
 
-// Whether weight gradients should be written around the caches: if few samples leave the time to the
-// memory, and if they would not stay in a cache anyway. Not those that are added to, which are read
-// first. Whoever writes so calls written_around() when done.
+// Whether all weights are more than stays in a last-level cache.
 template <class T>
-UNSHARED_INLINE bool beyond_caches(const Problem& p, int64_t most_samples = 8) {
+UNSHARED_INLINE bool weights_beyond_caches(const Problem& p) {
   constexpr double last_cache = 16 * 1024 * 1024;
   double bytes =
       static_cast<double>(p.in_channels * int64_t{sizeof(T)}) * static_cast<double>(p.out_channels);
   for (int s = 0; s < p.axis_count; ++s)
     bytes *= static_cast<double>(p.axes[s].output) * static_cast<double>(p.axes[s].kernel);
-  return p.batch <= most_samples && bytes > last_cache;
+  return bytes > last_cache;
+}
+// Whether weight gradients should be written around the caches: if few samples leave the time to the
+// memory, and if they would not stay in a cache anyway. Not those that are added to, which are read
+// first. Whoever writes so calls written_around() when done.
+template <class T>
+UNSHARED_INLINE bool beyond_caches(const Problem& p, int64_t most_samples = 8) {
+  return p.batch <= most_samples && weights_beyond_caches<T>(p);
 }
 // Rows of vectors that can be: of whole lines, if the type is a half one.
 template <class T>

@@ -25,7 +25,7 @@ struct Turned {
   static constexpr std::int64_t gap = INT64_MIN;
   // What is asked for ahead of its use should wait in a second-level cache: up to so much, all of what
   // comes next, else some elements of each lane.
-  static constexpr std::int64_t near_bytes = 128 * 1024, some_ahead = 256;
+  static constexpr std::int64_t near_bytes = 256 * 1024, some_ahead = 256;
   const Real* a;
   const T* w;
   Real* c;
