@@ -68,28 +68,29 @@ const char* scatter_declines(const Problem& p) noexcept {
   const bool filled = 3 * n >= 2 * padded<typename Plan::Real>(n);
   const bool far = over == Over::samples && filled && weights_return_late<T>(p);
   const int64_t least = far && n <= 2 * lanes ? 4 : 12;  // channels of dy, over samples
+  const int64_t taps = taps_of(p);
   if (taps_lie_side_by_side(p)) {
-    const bool small = taps_of(p) * a * b * int64_t{sizeof(T)} <= 16 * 1024;
-    if (n > 4 * lanes && p.x_channel_stride != 1 && small) return again;
+    const bool small = taps * a * b * int64_t{sizeof(T)} <= 16 * 1024;
+    if (n > 4 * (p.x_channel_stride == 1 ? Plan::line : lanes) && small) return again;
     return b < (over == Over::samples ? least : 4) ? near_by : nullptr;
   }
   if (over == Over::samples) {
-    const bool last = p.y_channel_stride == 1, narrow = a <= Plan::line;
+    const bool last = p.y_channel_stride == 1, narrow = a <= 2 * Plan::line, tall = b >= 4 * a;
     if (b < (inward ? least : 12)) return near_by;
     if (few && (n <= 2 * lanes || last)) return nullptr;
-    // How many samples may use weights that return late before gather is faster after all: fewer of
-    // many channels of x, more of many taps. Measured on Zen 5, with v3 and v4.
-    if (far && !inward)
-      return a < 2 * Plan::line && n > lanes && taps_of(p) <= 64 &&
-                     (b >= 2 * Plan::line || n <= 2 * lanes || taps_of(p) > 32)
-                 ? nullptr
-                 : again;
-    const bool large = lanes == Plan::line && taps_of(p) > (last ? 16 : 32);
-    const int64_t most = far && narrow               ? (large ? 16 : 4) * lanes
-                         : far && a < 3 * Plan::line ? 2 * lanes
-                         : last                      ? lanes
-                                                     : lesser(2 * lanes, int64_t{16});
-    return inward && a <= 8 * lanes && n <= most ? nullptr : again;
+    // Samples that gather fills lanes with find a pixel's weights at many places, but asked for ahead; what
+    // scatter saves is worth more where dy has more channels than x has, and of few samples. Measured on
+    // Zen 4, with v3 and v4: 16 to 128 samples, 16 to 64 channels, kernels of 3x3 to 9x9.
+    if (inward) {
+      if (tall && (taps > 9 || few || n <= 2 * lanes)) return nullptr;
+      if (narrow) return a > Plan::line && taps > 9 && n <= Plan::line ? nullptr : again;
+      return a <= 8 * lanes && n <= lanes ? nullptr : again;
+    }
+    if (!far || !narrow) return again;
+    if (n > lanes && (tall ? !last || taps > 9 || n < 4 * Plan::line : n <= 2 * lanes))
+      return nullptr;
+    const bool wide = b >= 2 * Plan::line && (a > Plan::line || !last);
+    return wide && n <= Plan::line && taps <= 25 ? nullptr : again;
   }
   if (b < (inward ? 4 : 8)) return near_by;
   if (Plan::keeps_sums(p) && !inward && a >= 6 * lanes && a % lanes == 0 && 2 * n >= Plan::line &&
@@ -98,7 +99,7 @@ const char* scatter_declines(const Problem& p) noexcept {
   if (n > lanes / 2 && Plan::runs_of_columns(p))
     return (Plan::keeps_sums(p) ? n <= 64 : b >= 2 * lanes) ? nullptr : again;
   if (n > lanes && (over == Over::columns || (inward && b < 4 * lanes))) return again;
-  if (n > Plan::line / 4 && b < 2 * lanes && taps_of(p) < 16) return near_by;
+  if (n > Plan::line / 4 && b < 2 * lanes && taps < 16) return near_by;
   if (!inward && !Plan::keeps_sums(p) && a > most_vectors * lanes)
     return "sums of many channels leave room for few pixels";
   return nullptr;
