@@ -20,9 +20,9 @@ template <class T, Face face>
 class AlongGather : public AlongBlock<T, face> {
   using Base = AlongBlock<T, face>;
   using Base::accumulate_, Base::along_, Base::at_, Base::axis_, Base::begin_, Base::border_,
-      Base::by_input, Base::in_place_, Base::lanes_, Base::members_, Base::p,
-      Base::panel_reals, Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_,
-      Base::stage_reals, Base::sum_reals, Base::tap_, Base::taps_;
+      Base::by_input, Base::in_place_, Base::lanes_, Base::members_, Base::p, Base::panel_reals,
+      Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_, Base::stage_reals,
+      Base::sum_reals, Base::tap_, Base::taps_;
   using typename Base::L;
   using typename Base::Layout;
   using typename Base::Mask;

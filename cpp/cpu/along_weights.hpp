@@ -17,10 +17,10 @@ namespace {
 template <class T>
 class AlongWeights : public AlongBlock<T, Face::grad_weight> {
   using Base = AlongBlock<T, Face::grad_weight>;
-  using Base::accumulate_, Base::along_, Base::at_, Base::axis_, Base::begin_,
-      Base::border_, Base::in_place_, Base::lanes_, Base::members_, Base::p, Base::panel_reals,
-      Base::partner_, Base::partners_, Base::plain, Base::plan_, Base::row_, Base::stage_reals,
-      Base::tap_, Base::taps_;
+  using Base::accumulate_, Base::along_, Base::at_, Base::axis_, Base::begin_, Base::border_,
+      Base::in_place_, Base::lanes_, Base::members_, Base::p, Base::panel_reals, Base::partner_,
+      Base::partners_, Base::plain, Base::plan_, Base::row_, Base::stage_reals, Base::tap_,
+      Base::taps_;
   using typename Base::L;
   using typename Base::Layout;
   using typename Base::Real;
