@@ -81,9 +81,10 @@ const char* scatter_declines(const Problem& p) noexcept {
     // Samples that gather fills lanes with find a pixel's weights at many places, but asked for ahead; what
     // scatter saves is worth more where dy has more channels than x has, and of few samples. Measured on
     // Zen 4, with v3 and v4: 16 to 128 samples, 16 to 64 channels, kernels of 3x3 to 9x9.
+    constexpr int64_t few_samples = 16;
     if (inward) {
       if (tall && (taps > 9 || few || n <= 2 * lanes)) return nullptr;
-      if (narrow) return a > Plan::line && taps > 9 && n <= Plan::line ? nullptr : again;
+      if (narrow) return a > Plan::line && taps > 9 && n <= few_samples ? nullptr : again;
       return a <= 8 * lanes && n <= lanes ? nullptr : again;
     }
     if (!far || !narrow) return again;
