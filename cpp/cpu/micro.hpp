@@ -66,8 +66,8 @@ struct Micro {
   int c_last = Lanes<Real>::count;  // lanes of each row's last vector that are c's
   // Of a stream:
   int last = Lanes<Real>::count;  // lanes of the last vector that it has; the others are not read
-  // A line is asked for so many steps before its use, and again, if not 0, so many: memory is far, and while
-  // the buffers for misses are full, a processor forgets what it was asked for.
+  // A line is asked for so many steps before its use; of whole vectors again, if not 0, so many: faster where
+  // memory binds, as if some of what is asked for were forgotten while the buffers for misses are full.
   std::int64_t ahead = 0, again = 0;
 };
 
@@ -146,7 +146,7 @@ void micro_tile(const Micro<T>& t) {
     steps(std::bool_constant<false>{}, std::bool_constant<false>{});
   } else {
     if (t.last != L::count)
-      steps(std::bool_constant<true>{}, std::bool_constant<true>{});
+      steps(std::bool_constant<true>{}, std::bool_constant<false>{});
     else if (again != 0)
       steps(std::bool_constant<false>{}, std::bool_constant<true>{});
     else

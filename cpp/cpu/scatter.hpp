@@ -85,7 +85,8 @@ const char* scatter_declines(const Problem& p) noexcept {
     if (inward) {
       if (tall && (taps > 9 || few || n <= 2 * lanes)) return nullptr;
       if (narrow) return a > Plan::line && taps > 9 && n <= few_samples ? nullptr : again;
-      return a <= 8 * lanes && n <= lanes ? nullptr : again;
+      return a <= 8 * lanes && n <= (last ? lanes : lesser(2 * lanes, few_samples)) ? nullptr
+                                                                                    : again;
     }
     if (!far || !narrow) return again;
     if (n > lanes && (tall ? !last || taps > 9 || n < 4 * Plan::line : n <= 2 * lanes))
@@ -148,7 +149,7 @@ class Scatter {
   // Weights are asked for again so many steps before their use, if they come from memory; those of the next
   // place with this one's, if a second-level cache holds both.
   static constexpr int most_steps = Plan::most_steps, soon = 16;
-  static constexpr int64_t near_bytes = 1024 * 1024;
+  static constexpr int64_t place_bytes = 1024 * 1024;
 
   // Pixels [begin, end) of an axis, the places [low, high] that reach them, and the distance of two
   // pixels in scratch.
@@ -381,10 +382,10 @@ class Scatter {
                                       int64_t steps, int64_t next, Real* c, int64_t c_row) {
     Turned<T> t{dy, w, c, y_row_, c_row, apart, steps, dy_step_, false, false};
     const int64_t place = p.axes[z_].w_place_stride;
-    const bool near_by = magnitude(place) * int64_t{sizeof(T)} <= near_bytes;
+    const bool small = magnitude(place) * int64_t{sizeof(T)} <= place_bytes;
     for (int64_t first = 0; first < count; first += L::count) {
       const bool more = first + L::count < count;
-      t.ahead = near_by ? place : more ? L::count * apart : next - first * apart;
+      t.ahead = small ? place : more ? L::count * apart : next - first * apart;
       t.lanes = static_cast<int>(lesser(L::count, count - first));
       if (plan_.direct) t.c_last = t.lanes;
       turned_rows(t, rows_);
