@@ -24,7 +24,7 @@ class GatherCell {
   static constexpr int reals = Plan::reals;
   static constexpr bool plain = Plan::plain;
   static constexpr int64_t scratch_reals = Plan::scratch_reals;
-  static constexpr int table_steps = Plan::table_steps, steps_ahead = 128, widest_in_place = 2;
+  static constexpr int table_steps = Plan::table_steps, steps_ahead = 128, steps_near = 12, widest_in_place = 2;
   static constexpr int brief =
       16;  // steps, of which a panel for each vector of columns does not pay
 
@@ -74,9 +74,9 @@ class GatherCell {
       const int64_t steps = part.total();
       const T* const from = w + pieces.second;
       tabulate(part);
-      if (!in_place) packer_.find_runs(part);
+      if (!in_place && !along_memory) packer_.find_runs(part);
+      const Real* const rows = a + pieces.first * (plan_.staged ? 1 : reals);
       Micro<T> t{};
-      t.a = a + pieces.first * (plan_.staged ? 1 : reals);
       t.a_row = a_row;
       t.c_row = c_row;
       t.steps = steps * reals;
@@ -85,7 +85,7 @@ class GatherCell {
       t.b_step = w_step_;
       pieces.next();
       const int64_t next = (pieces.more() ? pieces.second : w_next) - (from - w);
-      if (stream) look_beyond(steps, next);
+      if (along_memory) look_beyond(steps, next, stream ? steps_ahead : steps_near);
       for (int64_t first = 0; first < vectors; first += group) {
         const int64_t here = lesser(group, vectors - first), width = here * L::count;
         const int64_t column = first * L::count / reals;
@@ -97,20 +97,16 @@ class GatherCell {
             fetch(pieces.part, count, from + next, tiles);
         }
         if (!in_place) {
-          packer_.pack(from + column * g.w_column, g.w_column, count, w_step_, steps, panel_, width,
-                       call_);
-          place_steps(width, steps * reals);
-        }
-        for (int64_t v = 0, wide; v < here; v += wide) {
-          wide = ceil_div(here - v, ceil_div(here - v, most));
-          t.c = c + (first + v) * L::count;
-          t.c_last = lanes_of_c(first + v + wide);
-          if (!in_place) {
-            Micro<Real> packed{t.a,     panel_ + v * L::count, t.c,         a_row,    c_row,
-                               t.steps, small_step_,           panel_step_, from_zero};
-            packed.c_last = t.c_last;
-            micro_rows<false>(packed, rows_, wide, ahead_, near_lines());
-          } else if constexpr (reals == 1) {
+          t.a = rows;
+          t.c = c + first * L::count;
+          t.c_last = lanes_of_c(first + here);
+          by_panel(t, from + column * g.w_column, count, here, along_memory);
+        } else if constexpr (reals == 1) {
+          for (int64_t v = 0, wide; v < here; v += wide) {
+            wide = ceil_div(here - v, ceil_div(here - v, most));
+            t.a = rows;
+            t.c = c + (first + v) * L::count;
+            t.c_last = lanes_of_c(first + v + wide);
             t.b = from + v * L::count;
             t.ahead = stream ? lesser(steps, steps_ahead) : 0;
             t.again = plan_.beyond ? t.ahead / 2 : 0;
@@ -123,6 +119,28 @@ class GatherCell {
     }
   }
 
+  // The `count` columns of w in so many vectors by way of a panel: the first tile makes it of weights that
+  // lie along the lanes; others are packed before.
+  [[gnu::noinline]] void by_panel(Micro<T>& t, const T* w, int64_t count, int64_t vectors,
+                                  bool along_memory) {
+    const int64_t width = vectors * L::count;
+    place_steps(width, t.steps);
+    int64_t done = 0;
+    if (!along_memory) {
+      packer_.pack(w, g.w_column, count, w_step_, t.steps / reals, panel_, width, call_);
+    } else if constexpr (reals == 1) {
+      t.b = w;
+      t.last = static_cast<int>(count - width + L::count);
+      t.ahead = lesser(t.steps, steps_near);
+      t.kept = panel_;
+      done = keep_rows(t, rows_, vectors, ahead_[of_w]);
+    }
+    Micro<Real> rest{t.a + done * t.a_row, panel_, t.c + done * t.c_row, t.a_row,    t.c_row,
+                     t.steps,              t.a_step, panel_step_,         t.from_zero};
+    rest.c_last = t.c_last;
+    if (done < rows_) micro_rows<false>(rest, rows_ - done, vectors, ahead_, near_lines());
+  }
+
   // Rows: the weights of columns, broadcast; vectors: samples.
   UNSHARED_INLINE void over_samples(const Nest& nest, const Real* b, const T* w, int64_t w_next,
                                     Real* c, int64_t c_row, bool from_zero, bool fresh) {
@@ -131,8 +149,8 @@ class GatherCell {
       while (pieces.more()) {
         const int64_t steps = pieces.part.total();
         tabulate(pieces.part);
-        const Micro<Real> t{w + pieces.second, b + pieces.first, c,        g.w_column, c_row, steps,
-                            w_step_,           small_step_,      from_zero};
+        Micro<Real> t{w + pieces.second, b + pieces.first, c,           g.w_column, c_row,
+                      steps,             w_step_,          small_step_, from_zero};
         pieces.next();
         // Of many columns each tile asks for the next one's weights; of few, if they are a run of
         // lines, for the next cell's.
@@ -243,9 +261,9 @@ class GatherCell {
     if (!plan_.staged) find_near(nest, &Nest::Loop::first, g.small_batch, count * reals);
   }
   // Beyond the last step follow the first ones of the next cell, to be fetched ahead.
-  UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next) {
+  UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next, int64_t count) {
     if (steps == beyond_ && next == next_) return;
-    for (int64_t j = 0; j < steps_ahead; ++j)
+    for (int64_t j = 0; j < count; ++j)
       w_step_[steps + j] = w_step_[lesser(j, steps - 1)] + next;
     beyond_ = steps;
     next_ = next;

@@ -47,6 +47,7 @@ enum class Reads {
   stream,  // in memory: its own lines, ahead of their use
   panel,  // in a cache: nothing
   fetching,  // in a cache: lines of a list
+  keeping,  // in memory, to be kept as a panel: lines of a list, if there is one
 };
 
 // Storage type T of b; a and c are of the type sums are kept in.
@@ -60,16 +61,19 @@ struct Micro {
   const std::int64_t* a_step;
   const std::int64_t* b_step;
   bool from_zero;
-  Lines fetched = {};
   // Of a panel: whether c, which must be aligned, is written around the caches.
   bool around = false;
   int c_last = Lanes<Real>::count;  // lanes of each row's last vector that are c's
-  // Of a stream:
+  // Of what is in memory:
   int last = Lanes<Real>::count;  // lanes of the last vector that it has; the others are not read
   // A line is asked for so many steps before its use; of whole vectors again, if not 0, so many: faster where
   // memory binds, as if some of what is asked for were forgotten while the buffers for misses are full.
   std::int64_t ahead = 0, again = 0;
+  Real* kept = nullptr;  // the panel that is to be made of it, if any
+  Lines fetched = {};
 };
+
+static_assert(sizeof(Micro<float>) == 128);  // larger ones would be copied by calls
 
 template <class T, Reads reads, int V, int M>
 void micro_tile(const Micro<T>& t) {
@@ -101,20 +105,27 @@ void micro_tile(const Micro<T>& t) {
   const std::int64_t* const b_step = t.b_step;
   const T* const b = t.b;
   const Lines fetched = t.fetched;
-  const auto steps = [&](auto partial, auto twice) __attribute__((always_inline)) {
+  constexpr bool of_panel = reads == Reads::panel || reads == Reads::fetching;
+  const auto steps = [&](auto partial, auto twice, auto keeps) __attribute__((always_inline)) {
+    Real* kept = t.kept;
     for (std::int64_t s = 0; s < count; ++s) {
       const std::int64_t at = a_step[s];
       const T* line = b + b_step[s];
-      const T* next = reads == Reads::stream ? b + b_step[s + ahead] : nullptr;
+      const T* next = !of_panel ? b + b_step[s + ahead] : nullptr;
       const T* soon = decltype(twice)::value ? b + b_step[s + again] : nullptr;
       if constexpr (reads == Reads::fetching)
         __builtin_prefetch(fetched.base + fetched.at[s], 0, 2);
+      if constexpr (reads == Reads::keeping)
+        if (fetched.at != nullptr) __builtin_prefetch(fetched.base + fetched.at[s], 0, 2);
       const auto vector = [&](int v) __attribute__((always_inline)) {
         if constexpr (reads == Reads::stream) __builtin_prefetch(next + v * L::count, 0, 2);
+        if constexpr (reads == Reads::keeping) __builtin_prefetch(next + v * L::count, 0, 3);
         if constexpr (decltype(twice)::value) __builtin_prefetch(soon + v * L::count, 0, 2);
-        return decltype(partial)::value && v == V - 1
-                   ? Stored<T>::load_part(line + v * L::count, t.last)
-                   : Stored<T>::load(line + v * L::count);
+        const typename L::Vector w = decltype(partial)::value && v == V - 1
+                                         ? Stored<T>::load_part(line + v * L::count, t.last)
+                                         : Stored<T>::load(line + v * L::count);
+        if constexpr (decltype(keeps)::value) L::store(kept + v * L::count, w);
+        return w;
       };
       const auto row = [&](int m) __attribute__((always_inline)) {
         return L::broadcast(base[m / 4] + at + m % 4 * a_row);
@@ -140,17 +151,25 @@ void micro_tile(const Micro<T>& t) {
           for (int m = 0; m < M; ++m) sum[m][v] = L::chain(held[m], w, sum[m][v]);
         }
       }
+      if constexpr (decltype(keeps)::value) kept += V * L::count;
     }
   };
-  if constexpr (reads != Reads::stream) {
-    steps(std::bool_constant<false>{}, std::bool_constant<false>{});
+  constexpr std::bool_constant<true> yes;
+  constexpr std::bool_constant<false> no;
+  if constexpr (of_panel) {
+    steps(no, no, no);
+  } else if constexpr (reads == Reads::keeping) {
+    if (t.last != L::count)
+      steps(yes, no, yes);
+    else
+      steps(no, no, yes);
   } else {
     if (t.last != L::count)
-      steps(std::bool_constant<true>{}, std::bool_constant<false>{});
+      steps(yes, no, no);
     else if (again != 0)
-      steps(std::bool_constant<false>{}, std::bool_constant<true>{});
+      steps(no, yes, no);
     else
-      steps(std::bool_constant<false>{}, std::bool_constant<false>{});
+      steps(no, no, no);
   }
   store_tile<L>(sum, t.c, t.c_row, t.c_last, around);
 }
@@ -171,9 +190,10 @@ struct MicroTiles {
 
 // Any number of rows of `vectors` (1 to most_vectors) vectors, split evenly into tiles. Of a stream only
 // the first tile fetches ahead: the others find b in a cache. Tiles of a panel fetch from the lists, the
-// last one first, or, if those are done, the rows of the next tile, whose lines `near` tells.
+// last one first, or, if those are done, the rows of the next tile, whose lines `near` tells. `t` is the first
+// tile and moves on: to copy it would take longer than a small one.
 template <bool stream, class T, int lists>
-UNSHARED_INLINE void micro_rows(Micro<T> t, std::int64_t rows, std::int64_t vectors,
+UNSHARED_INLINE void micro_rows(Micro<T>& t, std::int64_t rows, std::int64_t vectors,
                                 Lines (&lines)[lists], const std::int32_t* near) {
   constexpr bool whole = std::is_same_v<T, typename Micro<T>::Real>;
   const bool first_only = whole && t.last == Lanes<typename Micro<T>::Real>::count;
@@ -203,6 +223,31 @@ UNSHARED_INLINE void micro_rows(Micro<T> t, std::int64_t rows, std::int64_t vect
       t.c += height * t.c_row;
       row += height;
     }
+  };
+  switch (vectors) {
+    case 1: return run(std::integral_constant<int, 1>{});
+    case 2: return run(std::integral_constant<int, 2>{});
+    case 3: return run(std::integral_constant<int, 3>{});
+    default: return run(std::integral_constant<int, 4>{});
+  }
+}
+
+// The first tile of more rows, which reads b in memory and keeps it; returns its rows.
+template <class T>
+UNSHARED_INLINE std::int64_t keep_rows(Micro<T>& t, std::int64_t rows, std::int64_t vectors,
+                                       Lines& list) {
+  t.fetched = {};
+  if (list.count > 0) {
+    t.fetched = list;
+    list.at += t.steps;
+    list.count -= t.steps;
+  }
+  const auto run = [&]<int V>(std::integral_constant<int, V>) __attribute__((always_inline)) {
+    const std::int64_t tiles =
+        rows <= tallest_rows(V) ? 1 : (rows + most_rows(V) - 1) / most_rows(V);
+    const std::int64_t height = (rows + tiles - 1) / tiles;
+    MicroTiles<T, Reads::keeping, V>::All::of_rows[height - 1](t);
+    return height;
   };
   switch (vectors) {
     case 1: return run(std::integral_constant<int, 1>{});

@@ -335,10 +335,11 @@ class Scatter {
 
   // Vectors: samples; rows: columns of one tap after the other.
   UNSHARED_INLINE void rows_of_columns(const Real* dy, const T* w, int64_t steps) {
+    Micro<Real> t{nullptr, dy,       nullptr,  p.w_in_stride, lanes(),
+                  steps,   w_step_, dy_step_, false};
     for (int q = 0; q < taps_here_; ++q) {
-      const Micro<Real> t{w + taps_[q].w, dy,       sums_ + taps_[q].cell,
-                          p.w_in_stride,  lanes(),  steps,
-                          w_step_,        dy_step_, false};
+      t.a = w + taps_[q].w;
+      t.c = sums_ + taps_[q].cell;
       micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_, nullptr);
     }
   }

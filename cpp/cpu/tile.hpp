@@ -110,16 +110,15 @@ class Tiler {
       t.a_step = a_step_;
       micro_rows<false>(t, rows, vectors_here, nothing_, near_);
     } else {
-      t.a = widened_;
       t.a_row = most_steps;
       t.a_step = identity_;
       for (int64_t row = 0; row < rows; row += widened_rows) {
+        t.a = widened_;
         const int64_t height = lesser(widened_rows, rows - row);
         for (int64_t m = 0; m < height; ++m)
           for (int64_t s = 0; s < t.steps; ++s)
             widened_[m * most_steps + s] = widen(a[(row + m) * a_row + s * a_step]);
         micro_rows<false>(t, height, vectors_here, nothing_, nullptr);
-        t.c += height * t.c_row;
       }
     }
   }

@@ -324,7 +324,6 @@ class Weigh {
     if (plan_.direct) {
       Weighed<T> t = fill(Weighed<T>{});
       t.c_row = w_row;
-      t.around = around_;
       t.out_row = around_ ? 0 : w_row * int64_t{sizeof(T)};
       // Rows of x that share a line, so that all taps of the place find them in a cache.
       for (int64_t row = 0; row < rows.count(); row += L::count) {
@@ -451,35 +450,40 @@ class Weigh {
     }
   }
 
-  // Rows by columns; `next`: where the sums of the next call will stand.
+  // Rows by columns; `next`: where the sums of the next call will stand. Tiles take turns with `t`, which
+  // it would take longer to copy than small ones to compute.
   template <class Out>
-  UNSHARED_INLINE void multiply(Weighed<Out> t, int64_t rows, int64_t columns, const Out* next) {
+  UNSHARED_INLINE void multiply(Weighed<Out>& t, int64_t rows, int64_t columns, const Out* next) {
     int64_t vectors = ceil_div(columns, L::count);
+    const Real* const a = t.a;
+    Out* c = t.c;
+    t.last = L::count;
     while (vectors > 0) {
       const int64_t wide = ceil_div(vectors, ceil_div(vectors, weighed_vectors));
       vectors -= wide;
       if (vectors == 0 && plan_.direct) t.last = static_cast<int>(columns - (wide - 1) * L::count);
       columns -= wide * L::count;
-      const Out* const beside = vectors > 0 ? t.c + wide * L::count : next;
+      const Out* const beside = vectors > 0 ? c + wide * L::count : next;
+      t.a = a;
+      t.c = c;
       if (wide == 1) tiles<1>(t, rows, beside);
       if (wide == 2) tiles<2>(t, rows, beside);
       if (wide == 3) tiles<3>(t, rows, beside);
       if constexpr (weighed_vectors == 4)
         if (wide == 4) tiles<4>(t, rows, beside);
       t.b += wide * L::count;
-      t.c += wide * L::count;
+      c += wide * L::count;
     }
   }
   template <int V, class Out>
-  UNSHARED_INLINE void tiles(Weighed<Out> t, int64_t rows, const Out* next) {
+  UNSHARED_INLINE void tiles(Weighed<Out>& t, int64_t rows, const Out* next) {
     int64_t count = ceil_div(rows, weighed_rows_of[V]);
-    const bool around = t.around;
     for (int64_t row = 0; row < rows; --count) {
       const int64_t height = ceil_div(rows - row, count);
       // Lines of dw are asked for a tile ahead, or a place if tiles are small; by the last byte of
       // a vector: if it crosses lines, the first is its neighbour's, too.
       const Out* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
-      t.around = around && t.last == L::count && aligned(t.c, t.c_row) &&
+      t.around = around_ && t.last == L::count && aligned(t.c, t.c_row) &&
                  (plain || V % 2 == 0);  // whole lines
       t.out_ahead = reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
