@@ -24,7 +24,8 @@ class GatherCell {
   static constexpr int reals = Plan::reals;
   static constexpr bool plain = Plan::plain;
   static constexpr int64_t scratch_reals = Plan::scratch_reals;
-  static constexpr int table_steps = Plan::table_steps, steps_ahead = 128, steps_near = 12, widest_in_place = 2;
+  static constexpr int table_steps = Plan::table_steps, steps_ahead = 128, steps_near = 12,
+                       widest_in_place = 2;
   static constexpr int brief =
       16;  // steps, of which a panel for each vector of columns does not pay
 
@@ -54,6 +55,8 @@ class GatherCell {
                             vectors * L::count * 64 <= Plan::wide_reals;
     const bool in_place =
         stream || (along_memory && plain && (vectors <= widest_in_place || spread_out));
+    const bool keeps =
+        along_memory && whole;  // ragged ones were measured no faster, and slower once
     const int64_t group = in_place ? vectors
                           : once && !along_memory && nest.total() > brief
                               ? 1
@@ -67,14 +70,14 @@ class GatherCell {
     if (!in_place)
       limit = greater(limit, lesser(plan_.whole_lines, all_room / (group * L::count * reals)));
     const int deep = static_cast<int>(lesser(group, most));
-    const int64_t tiles = rows_ <= tallest_rows(deep) ? 1 : ceil_div(rows_, most_rows(deep));
+    const int64_t tiles = tiles_of(rows_, deep);
     Pieces pieces(nest, lesser(limit, table_steps), along_memory ? 1 : int64_t{64 / sizeof(T)});
     while (pieces.more()) {
       const Nest part = pieces.part;
       const int64_t steps = part.total();
       const T* const from = w + pieces.second;
       tabulate(part);
-      if (!in_place && !along_memory) packer_.find_runs(part);
+      if (!in_place && !keeps) packer_.find_runs(part);
       const Real* const rows = a + pieces.first * (plan_.staged ? 1 : reals);
       Micro<T> t{};
       t.a_row = a_row;
@@ -85,7 +88,7 @@ class GatherCell {
       t.b_step = w_step_;
       pieces.next();
       const int64_t next = (pieces.more() ? pieces.second : w_next) - (from - w);
-      if (along_memory) look_beyond(steps, next, stream ? steps_ahead : steps_near);
+      if (stream || keeps) look_beyond(steps, next, stream ? steps_ahead : steps_near);
       for (int64_t first = 0; first < vectors; first += group) {
         const int64_t here = lesser(group, vectors - first), width = here * L::count;
         const int64_t column = first * L::count / reals;
@@ -100,7 +103,7 @@ class GatherCell {
           t.a = rows;
           t.c = c + first * L::count;
           t.c_last = lanes_of_c(first + here);
-          by_panel(t, from + column * g.w_column, count, here, along_memory);
+          by_panel(t, from + column * g.w_column, count, here, keeps);
         } else if constexpr (reals == 1) {
           for (int64_t v = 0, wide; v < here; v += wide) {
             wide = ceil_div(here - v, ceil_div(here - v, most));
@@ -119,24 +122,25 @@ class GatherCell {
     }
   }
 
-  // The `count` columns of w in so many vectors by way of a panel: the first tile makes it of weights that
-  // lie along the lanes; others are packed before.
+  // The `count` columns of w in so many vectors by way of a panel: of whole vectors that lie in memory the
+  // first tile makes it as it reads them; others are packed before.
   [[gnu::noinline]] void by_panel(Micro<T>& t, const T* w, int64_t count, int64_t vectors,
-                                  bool along_memory) {
+                                  bool keeps) {
     const int64_t width = vectors * L::count;
     place_steps(width, t.steps);
     int64_t done = 0;
-    if (!along_memory) {
+    if (!keeps) {
       packer_.pack(w, g.w_column, count, w_step_, t.steps / reals, panel_, width, call_);
     } else if constexpr (reals == 1) {
       t.b = w;
-      t.last = static_cast<int>(count - width + L::count);
+      t.last = L::count;
       t.ahead = lesser(t.steps, steps_near);
       t.kept = panel_;
       done = keep_rows(t, rows_, vectors, ahead_[of_w]);
     }
-    Micro<Real> rest{t.a + done * t.a_row, panel_, t.c + done * t.c_row, t.a_row,    t.c_row,
-                     t.steps,              t.a_step, panel_step_,         t.from_zero};
+    Micro<Real> rest{
+        t.a + done * t.a_row, panel_,     t.c + done * t.c_row, t.a_row, t.c_row, t.steps, t.a_step,
+        panel_step_,          t.from_zero};
     rest.c_last = t.c_last;
     if (done < rows_) micro_rows<false>(rest, rows_ - done, vectors, ahead_, near_lines());
   }
@@ -149,8 +153,8 @@ class GatherCell {
       while (pieces.more()) {
         const int64_t steps = pieces.part.total();
         tabulate(pieces.part);
-        Micro<Real> t{w + pieces.second, b + pieces.first, c,           g.w_column, c_row,
-                      steps,             w_step_,          small_step_, from_zero};
+        Micro<Real> t{w + pieces.second, b + pieces.first, c,        g.w_column, c_row, steps,
+                      w_step_,           small_step_,      from_zero};
         pieces.next();
         // Of many columns each tile asks for the next one's weights; of few, if they are a run of
         // lines, for the next cell's.
@@ -263,8 +267,7 @@ class GatherCell {
   // Beyond the last step follow the first ones of the next cell, to be fetched ahead.
   UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next, int64_t count) {
     if (steps == beyond_ && next == next_) return;
-    for (int64_t j = 0; j < count; ++j)
-      w_step_[steps + j] = w_step_[lesser(j, steps - 1)] + next;
+    for (int64_t j = 0; j < count; ++j) w_step_[steps + j] = w_step_[lesser(j, steps - 1)] + next;
     beyond_ = steps;
     next_ = next;
   }

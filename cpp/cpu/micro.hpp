@@ -73,8 +73,6 @@ struct Micro {
   Lines fetched = {};
 };
 
-static_assert(sizeof(Micro<float>) == 128);  // larger ones would be copied by calls
-
 template <class T, Reads reads, int V, int M>
 void micro_tile(const Micro<T>& t) {
   using Real = typename Scalar<T>::Real;
@@ -159,10 +157,7 @@ void micro_tile(const Micro<T>& t) {
   if constexpr (of_panel) {
     steps(no, no, no);
   } else if constexpr (reads == Reads::keeping) {
-    if (t.last != L::count)
-      steps(yes, no, yes);
-    else
-      steps(no, no, yes);
+    steps(no, no, yes);
   } else {
     if (t.last != L::count)
       steps(yes, no, no);
@@ -188,6 +183,21 @@ struct MicroTiles {
   using All = decltype(table(std::make_integer_sequence<int, tallest_rows(V)>{}));
 };
 
+// How many tiles of so many vectors rows are cut into.
+constexpr std::int64_t tiles_of(std::int64_t rows, int vectors) {
+  return rows <= tallest_rows(vectors) ? 1 : (rows + most_rows(vectors) - 1) / most_rows(vectors);
+}
+
+// What `run` makes of a number of vectors, 1 to most_vectors, as a constant.
+UNSHARED_INLINE auto with_vectors(std::int64_t vectors, const auto& run) {
+  switch (vectors) {
+    case 1: return run(std::integral_constant<int, 1>{});
+    case 2: return run(std::integral_constant<int, 2>{});
+    case 3: return run(std::integral_constant<int, 3>{});
+    default: return run(std::integral_constant<int, 4>{});
+  }
+}
+
 // Any number of rows of `vectors` (1 to most_vectors) vectors, split evenly into tiles. Of a stream only
 // the first tile fetches ahead: the others find b in a cache. Tiles of a panel fetch from the lists, the
 // last one first, or, if those are done, the rows of the next tile, whose lines `near` tells. `t` is the first
@@ -197,8 +207,8 @@ UNSHARED_INLINE void micro_rows(Micro<T>& t, std::int64_t rows, std::int64_t vec
                                 Lines (&lines)[lists], const std::int32_t* near) {
   constexpr bool whole = std::is_same_v<T, typename Micro<T>::Real>;
   const bool first_only = whole && t.last == Lanes<typename Micro<T>::Real>::count;
-  const auto run = [&]<int V>(std::integral_constant<int, V>) __attribute__((always_inline)) {
-    std::int64_t tiles = rows <= tallest_rows(V) ? 1 : (rows + most_rows(V) - 1) / most_rows(V);
+  with_vectors(vectors, [&]<int V>(std::integral_constant<int, V>) __attribute__((always_inline)) {
+    std::int64_t tiles = tiles_of(rows, V);
     for (std::int64_t row = 0; row < rows; --tiles) {
       const std::int64_t height = (rows - row + tiles - 1) / tiles;
       if (stream && (row == 0 || !first_only)) {
@@ -223,13 +233,7 @@ UNSHARED_INLINE void micro_rows(Micro<T>& t, std::int64_t rows, std::int64_t vec
       t.c += height * t.c_row;
       row += height;
     }
-  };
-  switch (vectors) {
-    case 1: return run(std::integral_constant<int, 1>{});
-    case 2: return run(std::integral_constant<int, 2>{});
-    case 3: return run(std::integral_constant<int, 3>{});
-    default: return run(std::integral_constant<int, 4>{});
-  }
+  });
 }
 
 // The first tile of more rows, which reads b in memory and keeps it; returns its rows.
@@ -242,19 +246,12 @@ UNSHARED_INLINE std::int64_t keep_rows(Micro<T>& t, std::int64_t rows, std::int6
     list.at += t.steps;
     list.count -= t.steps;
   }
-  const auto run = [&]<int V>(std::integral_constant<int, V>) __attribute__((always_inline)) {
-    const std::int64_t tiles =
-        rows <= tallest_rows(V) ? 1 : (rows + most_rows(V) - 1) / most_rows(V);
-    const std::int64_t height = (rows + tiles - 1) / tiles;
-    MicroTiles<T, Reads::keeping, V>::All::of_rows[height - 1](t);
-    return height;
-  };
-  switch (vectors) {
-    case 1: return run(std::integral_constant<int, 1>{});
-    case 2: return run(std::integral_constant<int, 2>{});
-    case 3: return run(std::integral_constant<int, 3>{});
-    default: return run(std::integral_constant<int, 4>{});
-  }
+  return with_vectors(
+      vectors, [&]<int V>(std::integral_constant<int, V>) __attribute__((always_inline)) {
+        const std::int64_t tiles = tiles_of(rows, V), height = (rows + tiles - 1) / tiles;
+        MicroTiles<T, Reads::keeping, V>::All::of_rows[height - 1](t);
+        return height;
+      });
 }
 
 }  // namespace

@@ -85,8 +85,10 @@ const char* scatter_declines(const Problem& p) noexcept {
     if (inward) {
       if (tall && (taps > 9 || few || n <= 2 * lanes)) return nullptr;
       if (narrow) return a > Plan::line && taps > 9 && n <= few_samples ? nullptr : again;
-      return a <= 8 * lanes && n <= (last ? lanes : lesser(2 * lanes, few_samples)) ? nullptr
-                                                                                    : again;
+      return a <= 8 * (b < 8 ? lanes : Plan::line) &&
+                     n <= (last ? lanes : lesser(2 * lanes, few_samples))
+                 ? nullptr
+                 : again;
     }
     if (!far || !narrow) return again;
     if (n > lanes && (tall ? !last || taps > 9 || n < 4 * Plan::line : n <= 2 * lanes))
@@ -94,15 +96,20 @@ const char* scatter_declines(const Problem& p) noexcept {
     const bool wide = b >= 2 * Plan::line && (a > Plan::line || !last);
     return wide && n <= Plan::line && taps <= 25 ? nullptr : again;
   }
-  if (b < (inward ? 4 : 8)) return near_by;
+  // Over columns, measured with 1 to 8 samples, 4 to 128 channels and kernels of 3x3 to 7x7, too.
+  const bool joint = over == Over::joint;
+  if (b < (inward ? 4 : joint && taps > 9 && n <= 4 ? 8 : 16)) return near_by;
+  if (inward && few && b * taps <= 80 + 15 * n) return near_by;
+  if (!inward && !joint && b < 32 && (taps < 16 ? a <= lanes : n >= 4 && a >= 2 * lanes))
+    return near_by;
   if (Plan::keeps_sums(p) && !inward && a >= 6 * lanes && a % lanes == 0 && 2 * n >= Plan::line &&
       n < Plan::line)
     return "whole vectors of weights go by as well pixel by pixel";
   if (n > lanes / 2 && Plan::runs_of_columns(p))
     return (Plan::keeps_sums(p) ? n <= 64 : b >= 2 * lanes) ? nullptr : again;
   if (n > lanes && (over == Over::columns || (inward && b < 4 * lanes))) return again;
-  if (n > Plan::line / 4 && b < 2 * lanes && taps < 16) return near_by;
-  if (!inward && !Plan::keeps_sums(p) && a > most_vectors * lanes)
+  const bool large = n > Plan::line / 4 && taps > 25 && a >= 2 * Plan::line;
+  if (!inward && !Plan::keeps_sums(p) && (large || a > most_vectors * lanes))
     return "sums of many channels leave room for few pixels";
   return nullptr;
 }
@@ -335,8 +342,7 @@ class Scatter {
 
   // Vectors: samples; rows: columns of one tap after the other.
   UNSHARED_INLINE void rows_of_columns(const Real* dy, const T* w, int64_t steps) {
-    Micro<Real> t{nullptr, dy,       nullptr,  p.w_in_stride, lanes(),
-                  steps,   w_step_, dy_step_, false};
+    Micro<Real> t{nullptr, dy, nullptr, p.w_in_stride, lanes(), steps, w_step_, dy_step_, false};
     for (int q = 0; q < taps_here_; ++q) {
       t.a = w + taps_[q].w;
       t.c = sums_ + taps_[q].cell;

@@ -98,7 +98,10 @@ struct ScatterPlan {
     direct = over == Over::columns && keeps_sums(p);
     const bool whole = over == Over::joint && !side_by_side && !packed;  // columns in between
     const auto cut = [&](int64_t most_width) {
-      width = even(p.in_channels, most_width);
+      width = over != Over::columns
+                  ? even(p.in_channels, most_width)
+                  : lesser(p.in_channels, L::count * even(ceil_div(p.in_channels, L::count),
+                                                          ceil_div(most_width, L::count)));
       parts = greater(1, ceil_div(p.in_channels, width));
       const int64_t cell = rows * (over == Over::samples ? width : padded<Real>(width));
       const int64_t cells = direct ? pixels(p) : greater(1, sums_reals() / cell);
@@ -106,14 +109,22 @@ struct ScatterPlan {
       const int64_t boxes = call.threads == 1 ? 1 : direct ? 4 * int64_t{threads_of(call)} : 64;
       cut_boxes(p, lesser(cells, greater(1, pixels(p) * parts / boxes)));
     };
-    // Wide parts are long runs in memory, narrow ones larger boxes. Returns how much is read, about.
+    // Wide parts are long runs in memory, narrow ones larger boxes, but not less than a vector of columns.
+    // Returns how much is read, about.
     const auto choose = [&](int64_t widest, int64_t narrowest) {
-      int64_t best = greater(1, lesser(widest, p.in_channels)), last = 0;
+      // What it costs to begin a run, in bytes; of what a panel is made of, an average. Measured on Zen 4.
+      const bool in_place = over == Over::columns && !packed;
+      const bool lines = p.in_channels * int64_t{sizeof(T)} % 64 == 0;
+      const double broken = !in_place ? 512.0 / static_cast<double>(taps) : lines ? 64 : 96;
+      int64_t best = greater(1, lesser(widest, over == Over::columns ? padded<Real>(p.in_channels)
+                                                                     : p.in_channels)),
+              last = 0;
       double least = 0;
-      for (int64_t most = best; most > 0 && (most >= narrowest || least == 0); most /= 2) {
+      for (int64_t most = best; most > 0 && (most >= narrowest || least == 0);
+           most = over == Over::columns ? most - L::count : most / 2) {
         cut(last = most);
         const double cost =
-            reached * (1 + 512.0 / static_cast<double>(width * taps * int64_t{sizeof(T)}));
+            reached * (1 + broken / static_cast<double>(width * int64_t{sizeof(T)}));
         if (least > 0 && cost >= least) continue;
         least = cost;
         best = most;
@@ -152,7 +163,7 @@ struct ScatterPlan {
       else
         choose(
             over == Over::columns ? most_vectors * L::count : (tile_reals / rows - 2 * line) / taps,
-            1);
+            over == Over::columns ? L::count : 1);
     }
     const auto steps_in = [&](int64_t cache, int64_t least) {
       return lesser(greater(least, cache / int64_t{sizeof(T)} / (taps * width)), 64);
