@@ -176,10 +176,16 @@ DEFECTS = [
         "Stored<T>::store(at, v); },",
     ),
     Defect(
+        "the panel that a first tile keeps has its vectors in another order",
+        "cpp/cpu/micro.hpp",
+        "L::store(kept + v * L::count, w);",
+        "L::store(kept + (V - 1 - v) * L::count, w);",
+    ),
+    Defect(
         "odd channels: written around the caches as if vectors were whole",
         "cpp/cpu/weigh.hpp",
-        "t.around = around && t.last == L::count && aligned(t.c, t.c_row) &&",
-        "t.around = around && aligned(t.c, t.c_row) &&",
+        "t.around = around_ && t.last == L::count && aligned(t.c, t.c_row) &&",
+        "t.around = around_ && aligned(t.c, t.c_row) &&",
     ),
     Defect(
         "many samples, moved sixteen at a time: the last ones too many",
