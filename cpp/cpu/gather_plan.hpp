@@ -139,7 +139,7 @@ struct GatherPlan {
           by_input ? g.w_summed == 1 || g.summed == 1 : p.axes[z].w_tap_stride == 1 && taps > 1;
       const bool scattered = by_input && taps > 1;  // over places
       const bool near = !by_input && g.w_summed == 1 && taps <= most_taps_near;
-      const bool beside = by_input && g.w_column == 1 && bytes <= 2 * first_cache;
+      const bool beside = by_input && g.w_column == 1 && n > L::count && bytes <= 2 * first_cache;
       const auto part = static_cast<double>(g.columns * reals) /
                         static_cast<double>(greater(vectors, 1) * L::count);
       return lines * part *
@@ -218,9 +218,10 @@ struct GatherPlan {
           const double weights =
               weights_cost(samples, block) +
               (samples ? again - 1 : again) * static_cast<double>(terms * vectors);
-          // Sums of columns that must be turned, which was measured to matter for pixels alone.
-          const double turning =
-              by_input && !samples && !sums_stay ? 24 * static_cast<double>(n * vectors) : 0;
+          // Sums of columns that must be turned on their way out: measured for pixels, and to matter where
+          // weights cost little.
+          const bool turns_sums = by_input && g.w_column == 1 && !samples && !sums_stay;
+          const double turning = turns_sums ? 48 * static_cast<double>(n * vectors) : 0;
           const double cost = work + copies * (samples ? 12 : 14) + lines * 5 + turning +
                               static_cast<double>(2 * (pieces - 1) * n * vectors) +
                               broken * static_cast<double>(terms * vectors) +
