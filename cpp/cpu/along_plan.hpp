@@ -158,7 +158,8 @@ struct AlongPlan {
   // Whether chains are so long that gather takes less time for results of as many channels as fill half a
   // vector: long ones, if it must turn their weights. Measured on Zen 4 with 1 to 8 samples.
   UNSHARED_INLINE bool long_chains() const {
-    if (face == Face::grad_weight || 2 * columns() != lanes) return false;
+    if (face == Face::grad_weight || 2 * columns() != lanes || sizeof(T) != sizeof(Real))
+      return false;
     const int64_t taps = taps_of(p);
     const int64_t terms = lesser((by_input ? p.out_channels : p.in_channels) * taps, max_extent);
     if (taps == 1 || (by_input ? p.w_in_stride : p.w_out_stride) == 1)

@@ -97,10 +97,11 @@ const char* scatter_declines(const Problem& p) noexcept {
     return wide && n <= Plan::line && taps <= 25 ? nullptr : again;
   }
   // Over columns, measured with 1 to 8 samples, 4 to 128 channels and kernels of 3x3 to 7x7, too.
-  const bool joint = over == Over::joint;
-  if (b < (inward ? 4 : joint && taps > 9 && n <= 4 ? 8 : 16)) return near_by;
+  const bool joint = over == Over::joint, widened = !Plan::plain && few;
+  if (b < (inward ? 4 : widened || (joint && taps > 9 && n <= 4) ? 8 : 16)) return near_by;
   if (inward && few && b * taps <= 80 + 15 * n) return near_by;
-  if (!inward && !joint && b < 32 && (taps < 16 ? a <= lanes : n >= 4 && a >= 2 * lanes))
+  if (!inward && !joint && !widened && b < 32 &&
+      (taps < 16 ? a <= lanes : n >= 4 && a >= 2 * lanes))
     return near_by;
   if (Plan::keeps_sums(p) && !inward && a >= 6 * lanes && a % lanes == 0 && 2 * n >= Plan::line &&
       n < Plan::line)
