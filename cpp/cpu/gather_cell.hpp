@@ -24,8 +24,9 @@ class GatherCell {
   static constexpr int reals = Plan::reals;
   static constexpr bool plain = Plan::plain;
   static constexpr int64_t scratch_reals = Plan::scratch_reals;
-  static constexpr int table_steps = Plan::table_steps, steps_ahead = 128, steps_near = 12,
-                       widest_in_place = 2;
+  static constexpr int table_steps = Plan::table_steps, widest_in_place = 2;
+  // Weights are asked for so many steps ahead: from memory, or where a list has asked for them before.
+  static constexpr int steps_ahead = 128, steps_near = 12;
   static constexpr int brief =
       16;  // steps, of which a panel for each vector of columns does not pay
 
@@ -55,8 +56,7 @@ class GatherCell {
                             vectors * L::count * 64 <= Plan::wide_reals;
     const bool in_place =
         stream || (along_memory && plain && (vectors <= widest_in_place || spread_out));
-    const bool keeps =
-        along_memory && whole;  // ragged ones were measured no faster, and slower once
+    const bool keeps = along_memory && whole;  // ragged ones: no faster, and slower once
     const int64_t group = in_place ? vectors
                           : once && !along_memory && nest.total() > brief
                               ? 1
@@ -88,7 +88,7 @@ class GatherCell {
       t.b_step = w_step_;
       pieces.next();
       const int64_t next = (pieces.more() ? pieces.second : w_next) - (from - w);
-      if (stream || keeps) look_beyond(steps, next, stream ? steps_ahead : steps_near);
+      if (stream || keeps) look_beyond(steps, next);
       for (int64_t first = 0; first < vectors; first += group) {
         const int64_t here = lesser(group, vectors - first), width = here * L::count;
         const int64_t column = first * L::count / reals;
@@ -265,9 +265,10 @@ class GatherCell {
     if (!plan_.staged) find_near(nest, &Nest::Loop::first, g.small_batch, count * reals);
   }
   // Beyond the last step follow the first ones of the next cell, to be fetched ahead.
-  UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next, int64_t count) {
+  UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next) {
     if (steps == beyond_ && next == next_) return;
-    for (int64_t j = 0; j < count; ++j) w_step_[steps + j] = w_step_[lesser(j, steps - 1)] + next;
+    for (int64_t j = 0; j < steps_ahead; ++j)
+      w_step_[steps + j] = w_step_[lesser(j, steps - 1)] + next;
     beyond_ = steps;
     next_ = next;
   }

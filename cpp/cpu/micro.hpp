@@ -47,7 +47,7 @@ enum class Reads {
   stream,  // in memory: its own lines, ahead of their use
   panel,  // in a cache: nothing
   fetching,  // in a cache: lines of a list
-  keeping,  // in memory, to be kept as a panel: lines of a list, if there is one
+  keeping,  // in memory, to be kept as a panel: its own, once more, and lines of a list, if there is one
 };
 
 // Storage type T of b; a and c are of the type sums are kept in.
