@@ -88,7 +88,7 @@ class GatherCell {
       t.b_step = w_step_;
       pieces.next();
       const int64_t next = (pieces.more() ? pieces.second : w_next) - (from - w);
-      if (stream || keeps) look_beyond(steps, next);
+      if (stream || keeps) look_beyond(steps, next, stream ? steps_ahead : steps_near);
       for (int64_t first = 0; first < vectors; first += group) {
         const int64_t here = lesser(group, vectors - first), width = here * L::count;
         const int64_t column = first * L::count / reals;
@@ -265,10 +265,10 @@ class GatherCell {
     if (!plan_.staged) find_near(nest, &Nest::Loop::first, g.small_batch, count * reals);
   }
   // Beyond the last step follow the first ones of the next cell, to be fetched ahead.
-  UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next) {
-    if (steps == beyond_ && next == next_) return;
-    for (int64_t j = 0; j < steps_ahead; ++j)
-      w_step_[steps + j] = w_step_[lesser(j, steps - 1)] + next;
+  UNSHARED_INLINE void look_beyond(int64_t steps, int64_t next, int64_t ahead) {
+    if (steps == beyond_ && next == next_ && ahead <= listed_) return;
+    for (int64_t j = 0; j < ahead; ++j) w_step_[steps + j] = w_step_[lesser(j, steps - 1)] + next;
+    listed_ = ahead;
     beyond_ = steps;
     next_ = next;
   }
@@ -291,7 +291,7 @@ class GatherCell {
   Panel<T> packer_;
   LineList<table_steps * reals, table_steps * reals> w_lines_;
   Nest nest_;  // of the tables
-  int64_t beyond_ = 0, next_ = 0, panel_width_ = 0, panel_steps_ = 0;
+  int64_t beyond_ = 0, next_ = 0, listed_ = 0, panel_width_ = 0, panel_steps_ = 0;
   int64_t positions_ = 0;  // of small_step_, if it is that of a chain that ascends in memory
   std::int32_t near_[table_steps * reals];
   int64_t small_step_[table_steps * reals], w_step_[table_steps + steps_ahead];
