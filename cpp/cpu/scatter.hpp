@@ -72,7 +72,12 @@ const char* scatter_declines(const Problem& p) noexcept {
   if (taps_lie_side_by_side(p)) {
     const bool small = taps * a * b * int64_t{sizeof(T)} <= 16 * 1024;
     if (n > 4 * (p.x_channel_stride == 1 ? Plan::line : lanes) && small) return again;
-    return b < (over == Over::samples ? least : 4) ? near_by : nullptr;
+    if (over == Over::samples) return b < least ? near_by : nullptr;
+    // Over columns and taps, measured with 1 to 8 samples: few products for what it takes to bring sums of
+    // a place together.
+    const bool brief = few ? a * b * taps * Plan::line <= (130 + 70 * n) * lanes
+                           : b < 8 && taps < 16 && n > Plan::line * 3 / 8 && a % lanes == 0;
+    return b < 4 || (Plan::plain && brief) ? near_by : nullptr;
   }
   if (over == Over::samples) {
     const bool last = p.y_channel_stride == 1, narrow = a <= 2 * Plan::line, tall = b >= 4 * a;
