@@ -24,9 +24,8 @@ class GatherCell {
   static constexpr int reals = Plan::reals;
   static constexpr bool plain = Plan::plain;
   static constexpr int64_t scratch_reals = Plan::scratch_reals;
-  static constexpr int table_steps = Plan::table_steps, widest_in_place = 2;
-  // Weights are asked for so many steps ahead: from memory, or where a list has asked for them before.
-  static constexpr int steps_ahead = 128, steps_near = 12;
+  static constexpr int table_steps = Plan::table_steps, steps_ahead = Plan::steps_ahead,
+                       steps_near = Plan::steps_near, widest_in_place = 2;
   static constexpr int brief =
       16;  // steps, of which a panel for each vector of columns does not pay
 
@@ -65,8 +64,9 @@ class GatherCell {
     int64_t room = all_room;
     if (!once && nest.total() * group * L::count * reals > room)
       room = group > most_vectors ? Plan::wide_reals : Plan::panel_reals;
-    int64_t limit = stream ? (vectors <= most ? 256 / vectors : int64_t{steps_ahead})
-                           : room / (group * L::count * reals);
+    int64_t limit = stream ? Plan::stream_steps(vectors, most) : room / (group * L::count * reals);
+    if (stream && plan_.alike > 0 && nest.total() > limit)
+      limit = lesser(limit, plan_.alike * (nest.total() / nest.loop[0].count));
     if (!in_place)
       limit = greater(limit, lesser(plan_.whole_lines, all_room / (group * L::count * reals)));
     const int deep = static_cast<int>(lesser(group, most));

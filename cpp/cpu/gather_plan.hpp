@@ -25,6 +25,8 @@ struct GatherPlan {
   static constexpr bool turns = !by_input && reals == 1;  // chains that may ascend in memory
   static constexpr int longest_strip = 32, highest_strip = 8;
   static constexpr int table_steps = Panel<T>::most_steps;  // that are done together
+  // Weights are asked for so many steps ahead: from memory, or where a list has asked for them before.
+  static constexpr int steps_ahead = 128, steps_near = 12;
   // Scratch: what is staged, and behind it a panel, which should stay in a first-level cache if it
   // is used by more than one tile; and sums.
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
@@ -49,6 +51,7 @@ struct GatherPlan {
   int64_t whole_lines = 0;  // steps of which a panel uses whole lines of w, if there are such
   int64_t stage_reals = scratch_reals - panel_reals;  // of scratch, for the small tensor
   int64_t taps = 1;  // of a cell, at most
+  int64_t alike = 0;  // channels of pieces so that one table of steps serves all; 0: no such
 
   UNSHARED_INLINE GatherPlan(const Problem& problem, const Call& call)
       : p(problem),
@@ -90,6 +93,8 @@ struct GatherPlan {
     high = best.high;
     summed = best.summed;
     cut_columns();
+    if (!by_input)
+      alike = pieces_alike(lesser(g.summed, stream_steps(vectors, most_vectors) / taps));
     items = cells / (row * column) * wide * high * parts;
   }
 
@@ -100,6 +105,10 @@ struct GatherPlan {
                       : weights * int64_t{sizeof(T)} > 96 * 1024 ? 5
                                                                  : 2;
     return tiles * tallest_rows(vectors);
+  }
+  // Steps of a stream of so many vectors, `most` of them in a tile, that are done together.
+  static UNSHARED_INLINE int64_t stream_steps(int64_t vectors, int64_t most) {
+    return vectors <= most ? 256 / vectors : steps_ahead;
   }
   static UNSHARED_INLINE int64_t vectors_of(int64_t columns) {
     return ceil_div(columns * reals, L::count);
@@ -273,6 +282,13 @@ struct GatherPlan {
         if (++lines[(at * int64_t{sizeof(T)} & (page - 1)) / 64] > ways) ++beyond;
     } while (all < 512 && reference::next(p, tap));
     return static_cast<double>(beyond) / static_cast<double>(greater(all, 1));
+  }
+
+  // The most channels, at most so many, that divide all; 0, if they are less than half as many.
+  UNSHARED_INLINE int64_t pieces_alike(int64_t most) const {
+    for (int64_t channels = most; 2 * channels > most; --channels)
+      if (g.summed % channels == 0) return channels;
+    return 0;
   }
 
   // Columns together: what the sums have room for; less if there are few cells for many threads.
