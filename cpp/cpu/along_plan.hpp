@@ -64,8 +64,12 @@ struct AlongPlan {
   const char* reason = nullptr;  // why not
 
   explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
-    if ((2 * columns() > lanes && !thin() && !brief()) || half_filled() || long_chains()) {
+    if ((2 * columns() > lanes && !thin() && !brief()) || half_filled()) {
       reason = "there are channels enough to fill lanes with";
+      return;
+    }
+    if (long_chains()) {
+      reason = "chains are long enough for channels that fill half of the lanes";
       return;
     }
     choose();

@@ -60,6 +60,8 @@ const char* scatter_declines(const Problem& p) noexcept {
   constexpr int64_t lanes = Plan::L::count;
   constexpr const char* near_by =
       "few channels of dy: the weights of several places stay in a cache";
+  constexpr const char* brief =
+      "few products for what it takes to bring the sums of a place together";
   constexpr const char* again = "many samples use a pixel's weights again";
   if (const char* why = scatter_unable<T>(p)) return why;
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels;
@@ -73,11 +75,10 @@ const char* scatter_declines(const Problem& p) noexcept {
     const bool small = taps * a * b * int64_t{sizeof(T)} <= 16 * 1024;
     if (n > 4 * (p.x_channel_stride == 1 ? Plan::line : lanes) && small) return again;
     if (over == Over::samples) return b < least ? near_by : nullptr;
-    // Over columns and taps, measured with 1 to 8 samples: few products for what it takes to bring sums of
-    // a place together.
-    const bool brief = few ? a * b * taps * Plan::line <= (130 + 70 * n) * lanes
-                           : b < 8 && taps < 16 && n > Plan::line * 3 / 8 && a % lanes == 0;
-    return b < 4 || (Plan::plain && brief) ? near_by : nullptr;
+    // Over columns and taps, measured with 1 to 8 samples.
+    const bool little = few ? a * b * taps * Plan::line <= (130 + 70 * n) * lanes
+                            : b < 8 && taps < 16 && n > Plan::line * 3 / 8 && a % lanes == 0;
+    return b < 4 ? near_by : Plan::plain && little ? brief : nullptr;
   }
   if (over == Over::samples) {
     const bool last = p.y_channel_stride == 1, narrow = a <= 2 * Plan::line, tall = b >= 4 * a;
@@ -104,7 +105,7 @@ const char* scatter_declines(const Problem& p) noexcept {
   // Over columns, measured with 1 to 8 samples, 4 to 128 channels and kernels of 3x3 to 7x7, too.
   const bool joint = over == Over::joint, widened = !Plan::plain && few;
   if (b < (inward ? 4 : widened || (joint && taps > 9 && n <= 4) ? 8 : 16)) return near_by;
-  if (inward && few && b * taps <= 80 + 15 * n) return near_by;
+  if (inward && few && b * taps <= 80 + 15 * n) return brief;
   if (!inward && !joint && !widened && b < 32 &&
       (taps < 16 ? a <= lanes : n >= 4 && a >= 2 * lanes))
     return near_by;
