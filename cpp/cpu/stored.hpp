@@ -56,18 +56,8 @@ struct StoredHalf {
 #if defined(__AVX512F__)
     return widened(_mm256_maskz_loadu_epi16(L::span(0, n), p));
 #elif defined(__AVX2__)
-    // Piece by piece, the last ones first.
     if (n == L::count) return load(p);
-    __m128i bits = _mm_setzero_si128();
-    if ((n & 1) != 0) bits = _mm_cvtsi32_si128(p[n - 1].bits);
-    if ((n & 2) != 0) {
-      int two;
-      __builtin_memcpy(&two, p + (n & 4), sizeof two);
-      bits = _mm_or_si128(_mm_slli_si128(bits, 4), _mm_cvtsi32_si128(two));
-    }
-    if ((n & 4) != 0)
-      bits = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), bits);
-    return widened(bits);
+    return widened(load_some(p, n));
 #else
     float all[L::count] = {};
     for (int i = 0; i < n; ++i) all[i] = widen(p[i]);
@@ -130,9 +120,15 @@ struct StoredHalf {
   static UNSHARED_INLINE void turn_part(Vector (&v)[piece], const auto& lane, int n) {
     Vector pairs[4];
     L::template turn<1>(pairs, [&](int i, int) __attribute__((always_inline)) {
+#if defined(__AVX512F__)
+      return _mm_castsi128_ps(_mm_maskz_loadu_epi16(static_cast<__mmask8>((1u << n) - 1), lane(i)));
+#elif defined(__AVX2__)
+      return _mm_castsi128_ps(load_some(lane(i), n));
+#else
       alignas(16) T some[piece] = {};
       for (int j = 0; j < n; ++j) some[j] = lane(i)[j];
       return L::load_piece(some);
+#endif
     });
     tell_apart(v, pairs);
   }
@@ -201,6 +197,19 @@ struct StoredHalf {
         _mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16));
   }
 #elif defined(__AVX2__)
+  // The first n elements, fewer than 8, of a piece: piece by piece, the last ones first.
+  static UNSHARED_INLINE __m128i load_some(const T* p, int n) {
+    __m128i bits = _mm_setzero_si128();
+    if ((n & 1) != 0) bits = _mm_cvtsi32_si128(p[n - 1].bits);
+    if ((n & 2) != 0) {
+      int two;
+      __builtin_memcpy(&two, p + (n & 4), sizeof two);
+      bits = _mm_or_si128(_mm_slli_si128(bits, 4), _mm_cvtsi32_si128(two));
+    }
+    if ((n & 4) != 0)
+      bits = _mm_unpacklo_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), bits);
+    return bits;
+  }
   static UNSHARED_INLINE __m128i rounded(Vector v) {
     if constexpr (is_half) return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m256i bits = _mm256_castps_si256(v), high = _mm256_srli_epi32(bits, 16);
