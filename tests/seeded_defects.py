@@ -104,10 +104,22 @@ DEFECTS = [
         "return {static_cast<std::uint16_t>(u >> 16)};",
     ),
     Defect(
+        "complex, lanes over samples: a conjugation without its sign",
+        "cpp/cpu/gather_cell.hpp",
+        "im_small_step_[2 * count] = a + (turns_.re_of_im ? turned_ : 0);",
+        "im_small_step_[2 * count] = a;",
+    ),
+    Defect(
+        "half types, lanes over samples: gaps of a run forgotten",
+        "cpp/cpu/widened.hpp",
+        "apart = here.memory;",
+        "apart = elements;",
+    ),
+    Defect(
         "wrong sign of a conjugation",
-        "cpp/cpu/stage.hpp",
-        "by_im[2 * j + 1] = conjugate_a ? -q.re : q.re;",
-        "by_im[2 * j + 1] = q.re;",
+        "cpp/cpu/micro.hpp",
+        "im[i + 1] = conjugate_a ? -Real{0} : Real{0};",
+        "im[i + 1] = Real{0};",
     ),
     Defect(
         "wrong offset between groups",

@@ -324,8 +324,8 @@ UNSHARED_INLINE bool many_samples(const Problem& p) {
   const int64_t summed = forward ? p.in_channels : p.out_channels,
                 columns = forward ? p.out_channels : p.in_channels;
   const int64_t terms = lesser(summed * taps_of(p), max_extent);
-  return face != Face::grad_weight && sizeof(T) == sizeof(Real) && p.batch >= Lanes<Real>::count &&
-         summed > 1 && terms >= Lanes<Real>::count &&
+  return face != Face::grad_weight && p.batch >= Lanes<Real>::count && summed > 1 &&
+         terms >= Lanes<Real>::count &&
          ((forward ? p.x_channel_stride : p.y_channel_stride) == 1 || last.stride != 1 ||
           (forward ? last.output : last.input) < Lanes<Real>::count ||
           (columns >= 4 && terms >= 2 * Lanes<Real>::count));

@@ -53,7 +53,11 @@ class Gather : GatherCell<T, face> {
  private:
   static constexpr bool by_input = Plan::by_input;
   static constexpr int64_t line = Plan::line;
-  using Memory = std::conditional_t<reals == 2, Real, T>;  // what a box counts in
+  // What a box counts in: elements, but for those of two doubles, which are moved as doubles.
+  using Memory = std::conditional_t<std::is_same_v<T, Complex<double>>, Real, T>;
+  using Plane = std::conditional_t<reals == 2, Real, T>;  // over samples
+  static constexpr int64_t in_memory = sizeof(T) / sizeof(Memory),
+                           in_scratch = sizeof(Moved<Memory>) / sizeof(Real);
 
   static UNSHARED_INLINE int64_t padded(int64_t columns) {
     return Plan::vectors_of(columns) * L::count;
@@ -148,7 +152,7 @@ class Gather : GatherCell<T, face> {
       if (!by_input && plan_.summed < g.summed)
         piece = piece / g.summed * plan_.summed;
       else if (cells == 1 && plan_.staged)
-        piece = greater(1, (room - 2 * line) / reals);
+        piece = greater(1, (room - 2 * line) / (plan_.over_samples ? Plan::planes : reals));
       Pieces pieces(nest, piece);
       bool from_zero = !call_.accumulate, first = true;
       do {
@@ -168,7 +172,9 @@ class Gather : GatherCell<T, face> {
           if (!plan_.direct && call_.accumulate && first) move_sums<true>(sums, to);
           if (!plan_.direct && !more && plan_.fetches)
             ahead_[Base::of_result] =
-                result_lines_.of(sums.box, reinterpret_cast<const Memory*>(to));
+                reals == 2 && plan_.over_samples
+                    ? result_lines_.of(sums.box, reinterpret_cast<const Plane*>(to))
+                    : result_lines_.of(sums.box, reinterpret_cast<const Memory*>(to));
           for (int64_t j = 0; j < along_.count; ++j) {
             Real* const c = plan_.direct ? reinterpret_cast<Real*>(to + j * result_along)
                                          : sums_ + j * sums.cell;
@@ -210,26 +216,27 @@ class Gather : GatherCell<T, face> {
       sums.row = g.result_batch * reals;
     } else if (plan_.over_samples) {
       sums.row = ceil_div(rows_, L::count) * L::count;
-      sums.cell = columns_ * sums.row;
-      sums.box.add(count, result_cell, sums.cell);
-      sums.box.add(columns_, g.result_channel, sums.row);
+      sums.cell = columns_ * reals * sums.row;
+      sums.box.add(count, result_cell * reals, sums.cell);
+      sums.box.add(columns_, g.result_channel * reals, reals * sums.row);
+      sums.box.add(reals, 1, sums.row);
       sums.box.lanes = rows_;
-      sums.box.lane_memory = g.result_batch;
+      sums.box.lane_memory = g.result_batch * reals;
     } else {
       sums.row = padded(columns_);
       sums.cell = rows_ * sums.row;
-      sums.box.add(count, result_cell * reals, sums.cell);
-      sums.box.add(rows_, g.result_batch * reals, sums.row);
+      sums.box.add(count, result_cell * in_memory, sums.cell / in_scratch);
+      sums.box.add(rows_, g.result_batch * in_memory, sums.row / in_scratch);
       sums.box.lanes = columns_;
       sums.box.lane_memory = g.result_channel;
       pairs(sums.box);
     }
     return sums;
   }
-  // Complex elements are two reals: where the lanes of a box do not lie side by side, the two parts
-  // do, and the lanes are one more loop.
+  // Elements of two doubles: where the lanes of a box do not lie side by side, the two do, and the lanes
+  // are one more loop.
   static UNSHARED_INLINE void pairs(Box& box) {
-    if constexpr (reals == 2) {
+    if constexpr (in_memory == 2) {
       if (box.lanes == 1 || box.lane_memory == 1) {
         box.lanes *= 2;
       } else {
@@ -242,13 +249,22 @@ class Gather : GatherCell<T, face> {
   }
   template <bool in>
   UNSHARED_INLINE void move_sums(const Sums& sums, T* to) {
-    if constexpr (in)
-      stage(sums.box, reinterpret_cast<const Memory*>(to), sums_);
+    const auto move = [&](auto* memory, auto* scratch) __attribute__((always_inline)) {
+      if constexpr (in)
+        stage(sums.box, memory, scratch);
+      else
+        unstage(sums.box, memory, scratch);
+    };
+    if (reals == 2 && plan_.over_samples)
+      move(reinterpret_cast<Plane*>(to), sums_);
     else
-      unstage(sums.box, reinterpret_cast<Memory*>(to), sums_);
+      move(reinterpret_cast<Memory*>(to), moved(sums_));
+  }
+  static UNSHARED_INLINE Moved<Memory>* moved(Real* scratch) {
+    return reinterpret_cast<Moved<Memory>*>(scratch);
   }
   UNSHARED_INLINE void zero(Real* c, int64_t c_row) const {
-    const int64_t rows = plan_.over_samples ? columns_ : rows_;
+    const int64_t rows = plan_.over_samples ? columns_ * reals : rows_;
     const int64_t width = plan_.over_samples ? c_row : padded(columns_);
     const int last = this->lanes_of_c(width / L::count);
     for (int64_t m = 0; m < rows; ++m) {
@@ -269,7 +285,8 @@ class Gather : GatherCell<T, face> {
     int fast = -1;  // innermost in scratch: the loop that runs along memory, or the last one
     for (int d = 0; d < nest.depth; ++d)
       if (nest.loop[d].count > 1 && (fast < 0 || by_channel || nest.loop[d].first == 1)) fast = d;
-    int64_t size = over_samples ? ceil_div(rows_, L::count) * L::count : int64_t{reals};
+    const int64_t lanes = ceil_div(rows_, L::count) * L::count;
+    int64_t size = over_samples ? reals * lanes : int64_t{reals};
     int64_t strides[max_axes + 1] = {};
     const auto place = [&](int d) {
       strides[d] = size;
@@ -281,13 +298,17 @@ class Gather : GatherCell<T, face> {
       if (d != fast) place(d);
     const int64_t row = spaced<Real>(size);
     Box box;
-    if (!over_samples) box.add(rows_, g.small_batch * reals, row);
+    const int64_t unit = over_samples ? int64_t{reals} : in_memory,
+                  scale = over_samples ? 1 : in_scratch;
+    if (!over_samples) box.add(rows_, g.small_batch * unit, row / scale);
     for (int d = 0; d < nest.depth; ++d)
-      if (d != fast) box.add(nest.loop[d].count, nest.loop[d].first * reals, strides[d]);
+      if (d != fast) box.add(nest.loop[d].count, nest.loop[d].first * unit, strides[d] / scale);
     if (over_samples) {
-      if (fast >= 0) box.add(nest.loop[fast].count, nest.loop[fast].first, strides[fast]);
+      if (fast >= 0) box.add(nest.loop[fast].count, nest.loop[fast].first * unit, strides[fast]);
+      box.add(reals, 1, lanes);
       box.lanes = rows_;
-      box.lane_memory = g.small_batch;
+      box.lane_memory = g.small_batch * unit;
+      panel_ = stage_ + size;
     } else {
       box.dense = !by_channel;
       if (fast >= 0) {
@@ -297,9 +318,16 @@ class Gather : GatherCell<T, face> {
       pairs(box);
       panel_ = stage_ + rows_ * row;
     }
-    const auto* memory = reinterpret_cast<const Memory*>(from);
-    stage(box, memory, stage_);
-    if (plan_.fetches) ahead_[Base::of_small] = lines_.of(box, memory + next * reals);
+    const auto bring = [&](const auto* memory, auto* scratch) __attribute__((always_inline)) {
+      stage(box, memory, scratch);
+      if (plan_.fetches) ahead_[Base::of_small] = lines_.of(box, memory + next * unit);
+    };
+    if (reals == 2 && over_samples) {
+      bring(reinterpret_cast<const Plane*>(from), stage_);
+      this->turn_signs(size, lanes);
+    } else {
+      bring(reinterpret_cast<const Memory*>(from), moved(stage_));
+    }
     for (int d = 0; d < nest.depth; ++d) nest.loop[d].first = strides[d];
     return row;
   }

@@ -2,13 +2,15 @@
 //
 // Over columns, the small tensor is broadcast and vectors are weights: read in place, once as a
 // stream or again from a cache, or rearranged as a panel. Over samples, weights are broadcast from
-// where they are, and vectors are samples of the staged small tensor. Steps are cut so that what is
-// used again stays in a cache; what is needed next is fetched meanwhile.
+// where they are, or, of half types, from where they are widened, and vectors are samples of the staged
+// small tensor; complex sums are two chains then, one for either part. Steps are cut so that what is used
+// again stays in a cache; what is needed next is fetched meanwhile.
 // Accumulator: float32 for half types, else the element type. Order: that of the nest. Deterministic.
 #pragma once
 
 #include "gather_plan.hpp"
 #include "lines.hpp"
+#include "widened.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -30,7 +32,11 @@ class GatherCell {
       16;  // steps, of which a panel for each vector of columns does not pay
 
   UNSHARED_INLINE GatherCell(const Problem& problem, const Call& call, const Plan& plan)
-      : p(problem), g(gathering<face>(problem)), call_(call), plan_(plan) {}
+      : p(problem),
+        g(gathering<face>(problem)),
+        call_(call),
+        plan_(plan),
+        signs_(call.conjugate_first, call.conjugate_second) {}
 
   // Rows: samples, broadcast; vectors: the weights of columns. `w_next`: where those of the next
   // cell begin, from w; `fresh`: whether w was not read before.
@@ -43,7 +49,7 @@ class GatherCell {
     const int64_t vectors = Plan::vectors_of(columns_);
     const int most = deepest(rows_);  // vectors of a tile
     const bool whole = columns_ * reals % L::count == 0;
-    const bool along_memory = reals == 1 && g.w_column == 1;
+    const bool along_memory = g.w_column == 1;
     // Weights that lie along the lanes are read in place: as a stream, if each is used once; else if
     // all columns of a few steps lie together. Otherwise a panel is made of some of the columns.
     const bool once = rows_ <= tallest_rows(1);
@@ -53,9 +59,10 @@ class GatherCell {
     // Steps whole lines apart would share few sets of a cache; of wider ones, few have room there.
     const bool spread_out = !Plan::by_input && columns_ * int64_t{sizeof(T)} % 64 != 0 &&
                             vectors * L::count * 64 <= Plan::wide_reals;
-    const bool in_place =
-        stream || (along_memory && plain && (vectors <= widest_in_place || spread_out));
-    const bool keeps = along_memory && whole;  // ragged ones: no faster, and slower once
+    const bool in_place = stream || (along_memory && plain && reals == 1 &&
+                                     (vectors <= widest_in_place || spread_out));
+    const bool keeps =
+        reals == 1 && along_memory && whole;  // ragged ones: no faster, and slower once
     const int64_t group = in_place ? vectors
                           : once && !along_memory && nest.total() > brief
                               ? 1
@@ -104,16 +111,19 @@ class GatherCell {
           t.c = c + first * L::count;
           t.c_last = lanes_of_c(first + here);
           by_panel(t, from + column * g.w_column, count, here, keeps);
-        } else if constexpr (reals == 1) {
+        } else {
+          t.steps = steps;
+          if constexpr (reals == 2) t.signs = &signs_;
           for (int64_t v = 0, wide; v < here; v += wide) {
             wide = ceil_div(here - v, ceil_div(here - v, most));
             t.a = rows;
             t.c = c + (first + v) * L::count;
             t.c_last = lanes_of_c(first + v + wide);
-            t.b = from + v * L::count;
+            t.b = from + v * L::count / reals;
             t.ahead = stream ? lesser(steps, steps_ahead) : 0;
             t.again = plan_.beyond ? t.ahead / 2 : 0;
-            t.last = v + wide < vectors || whole ? L::count : static_cast<int>(columns_ % L::count);
+            t.last = v + wide < vectors || whole ? L::count
+                                                 : static_cast<int>(columns_ * reals % L::count);
             micro_rows<true>(t, rows_, wide, ahead_, near_lines());
           }
         }
@@ -148,25 +158,76 @@ class GatherCell {
   // Rows: the weights of columns, broadcast; vectors: samples.
   UNSHARED_INLINE void over_samples(const Nest& nest, const Real* b, const T* w, int64_t w_next,
                                     Real* c, int64_t c_row, bool from_zero, bool fresh) {
-    if constexpr (plain && reals == 1) {
-      Pieces pieces(nest, table_steps);
-      while (pieces.more()) {
-        const int64_t steps = pieces.part.total();
-        tabulate(pieces.part);
-        Micro<Real> t{w + pieces.second, b + pieces.first, c,        g.w_column, c_row, steps,
-                      w_step_,           small_step_,      from_zero};
+    const int64_t vectors = ceil_div(rows_, L::count);
+    // Of half types, columns of whole tiles at a time are widened, for which there must be room.
+    const int64_t room = stage_ + scratch_reals - panel_;
+    const int64_t tile = ceil_div(columns_, tiles_of(columns_, static_cast<int>(vectors)));
+    const bool ask = fresh && plan_.fetches, many = plain && many_columns();
+    Pieces pieces(nest, !plain       ? lesser(table_steps, room / tile)
+                        : reals == 2 ? complex_steps
+                                     : table_steps);
+    while (pieces.more()) {
+      const int64_t steps = pieces.part.total();
+      tabulate(pieces.part);
+      const T* const from = w + pieces.second;
+      Micro<Real> t{nullptr,       b + pieces.first, c,           g.w_column * reals, c_row * reals,
+                    steps * reals, w_step_,          small_step_, from_zero};
+      const auto turn_page = [&]() __attribute__((always_inline)) {
         pieces.next();
         // Of many columns each tile asks for the next one's weights; of few, if they are a run of
         // lines, for the next cell's.
         constexpr int64_t worth_it = 4096 / sizeof(T);
-        const bool ask = fresh && plan_.fetches, many = many_columns();
         if (ask && !many && steps * columns_ >= worth_it)
           fetch(pieces.part, columns_, w + (pieces.more() ? pieces.second : w_next));
-        micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_,
-                          ask && many ? near_ : nullptr);
-        from_zero = false;
+      };
+      if constexpr (plain) {
+        turn_page();
+        for (int part = 0; part < reals; ++part) {
+          t.a = reinterpret_cast<const Real*>(from);
+          t.c = c + part * c_row;
+          if (reals == 2) {
+            t.a_step = part == 0 ? panel_step_ : im_w_step_;
+            t.b_step = part == 0 ? small_step_ : im_small_step_;
+          }
+          micro_rows<false>(t, columns_, vectors, ahead_,
+                            ask && many && part + 1 == reals ? near_ : nullptr);
+        }
+      } else {
+        Box weights;
+        for (int d = 0; d < pieces.part.depth; ++d)
+          weights.add(pieces.part.loop[d].count, pieces.part.loop[d].second, 0);
+        weights.lane_memory = g.w_column;
+        turn_page();
+        const int64_t most = greater(tile, room / steps / tile * tile);
+        t.a_step = panel_step_;
+        for (int64_t column = 0; column < columns_; column += weights.lanes) {
+          weights.lanes = lesser(most, columns_ - column);
+          t.a_row = widen_columns(weights, from + column * g.w_column, room);
+          t.a = panel_;
+          t.c = c + column * c_row;
+          micro_rows<false>(t, weights.lanes, vectors, ahead_, nullptr);
+        }
       }
+      from_zero = false;
     }
+  }
+  // Behind complex elements that are staged for samples, `size` reals with the two parts of each in vectors of
+  // so many lanes: the same with signs turned over, of the parts that a product wants so. A sum's re is
+  // p.re q.re, then -p.im q.im; its im is p.re q.im, then p.im q.re; each with the signs of conjugation.
+  UNSHARED_INLINE void turn_signs(int64_t size, int64_t lanes) {
+    turns_ = {call_.conjugate_first == call_.conjugate_second, call_.conjugate_second,
+              call_.conjugate_first};
+    const auto signs = L::broadcast(&minus_zero);
+    const auto turn = [&](int64_t from) {
+      for (int64_t j = from; j < size; j += 2 * lanes)
+        for (int64_t v = j; v < j + lanes; v += L::count)
+          L::store(stage_ + size + v, turned_over<L>(L::load(stage_ + v), signs));
+    };
+    if (turns_.re_of_im) turn(0);
+    if (turns_.im_of_re || turns_.im_of_im) turn(lanes);
+    turned_ = size;
+    lanes_ = lanes;
+    panel_ = stage_ + 2 * size;
   }
 
   // Of the vector that so many vectors of a row end with: sums in the result end with the columns.
@@ -192,6 +253,19 @@ class GatherCell {
     for (int64_t t = 0; t < steps; ++t) panel_step_[t] = t * width;
     panel_width_ = width;
     panel_steps_ = steps;
+  }
+
+  // Some columns of w into the panel, and its steps there into their table; returns the distance of columns.
+  UNSHARED_INLINE int64_t widen_columns(const Box& box, const T* w, int64_t room) {
+    if (widened_.find(box, room)) {
+      Nest steps;
+      for (int d = 0; d < box.depth; ++d)
+        steps.add(box.loop[d].count, widened_.packed().loop[d].memory, 0);
+      int64_t* at = panel_step_;
+      steps.walk([&](int64_t a, int64_t) __attribute__((always_inline)) { *at++ = a; });
+    }
+    widened_.bring(w, panel_);
+    return widened_.packed().lane_memory;
   }
 
   // As much of w again as a nest's steps and `count` columns take, from `next` on.
@@ -251,13 +325,26 @@ class GatherCell {
 
   // The offsets of a nest's steps in the small tensor and in w; kept while the nest is the same.
   UNSHARED_INLINE void tabulate(const Nest& nest) {
-    if (positions_ == 0 && nest.same(nest_)) return;
+    if (positions_ == 0 && nest.same(nest_) && turned_ == known_turned_) return;
     nest_ = nest;
+    known_turned_ = turned_;
     beyond_ = positions_ = 0;
     const int scale = plan_.staged ? 1 : reals;  // scratch is counted in reals
     int64_t count = 0;
     nest.walk([&](int64_t a, int64_t b) __attribute__((always_inline)) {
-      for (int q = 0; q < reals; ++q) small_step_[reals * count + q] = a * scale + q;
+      if (reals == 2 && plan_.over_samples) {
+        const int64_t im = a + lanes_;
+        small_step_[2 * count] = a;
+        small_step_[2 * count + 1] = im + (turns_.im_of_re ? turned_ : 0);
+        im_small_step_[2 * count] = a + (turns_.re_of_im ? turned_ : 0);
+        im_small_step_[2 * count + 1] = im + (turns_.im_of_im ? turned_ : 0);
+        for (int q = 0; q < 2; ++q) {
+          panel_step_[2 * count + q] = 2 * b + q;
+          im_w_step_[2 * count + q] = 2 * b + 1 - q;
+        }
+      } else {
+        for (int q = 0; q < reals; ++q) small_step_[reals * count + q] = a * scale + q;
+      }
       w_step_[count++] = b;
     });
     if (plan_.over_samples && many_columns() && plan_.fetches)
@@ -288,7 +375,15 @@ class GatherCell {
     }
   }
 
+  struct Turns {
+    bool im_of_re, re_of_im, im_of_im;
+  };
+  static constexpr Real minus_zero = -Real{0};
+  Turns turns_{};  // which products are of parts with their signs turned over, so much further on
+  int64_t turned_ = 0, known_turned_ = 0, lanes_ = 0;
+  const Signs<Real> signs_;
   Panel<T> packer_;
+  Widened<T> widened_;
   LineList<table_steps * reals, table_steps * reals> w_lines_;
   Nest nest_;  // of the tables
   int64_t beyond_ = 0, next_ = 0, listed_ = 0, panel_width_ = 0, panel_steps_ = 0;
@@ -296,6 +391,10 @@ class GatherCell {
   std::int32_t near_[table_steps * reals];
   int64_t small_step_[table_steps * reals], w_step_[table_steps + steps_ahead];
   int64_t panel_step_[table_steps * reals];
+  // Over samples, of the imaginary parts of sums; those of the real parts: small_step_, panel_step_.
+  static constexpr int complex_steps = 256;
+  int64_t im_small_step_[reals == 2 ? 2 * complex_steps : 1],
+      im_w_step_[reals == 2 ? 2 * complex_steps : 1];
 };
 
 }  // namespace

@@ -21,6 +21,8 @@ struct GatherPlan {
   static constexpr int reals = Scalar<T>::parts;  // of an element
   static constexpr bool by_input = face == Face::grad_input;
   static constexpr bool plain = sizeof(T) == reals * sizeof(Real);
+  // Over samples, of an element of the small tensor: its parts, and room for them with their signs turned over.
+  static constexpr int planes = reals == 2 ? 4 : 1;
   static constexpr int64_t line = 64 / sizeof(Real);
   static constexpr bool turns = !by_input && reals == 1;  // chains that may ascend in memory
   static constexpr int longest_strip = 32, highest_strip = 8;
@@ -77,7 +79,7 @@ struct GatherPlan {
     fetches = cells * terms * g.columns * int64_t{sizeof(T)} > first_cache;
     beyond = weights_beyond_caches<T>(p);
     Cut best = strips(false);
-    if (plain && reals == 1 && n > L::count / 2) {
+    if (n > L::count / 2) {
       if (!by_input && g.w_summed == 1 && fetches)  // beyond half, a tile loses more than it finds
         lost = collisions(lesser(g.columns, broadcast_rows), g.w_column, true) - 0.5;
       if (lost < 0) lost = 0;
@@ -140,8 +142,18 @@ struct GatherPlan {
   // What it takes to bring the weights of a cell to where they are multiplied with `rows` samples, in
   // multiplications of vectors.
   UNSHARED_INLINE double weights_cost(bool samples, int64_t rows) const {
-    const auto lines = static_cast<double>(terms * vectors);
+    const auto lines = static_cast<double>(terms * reals * vectors);
     const int64_t bytes = terms * g.columns * int64_t{sizeof(T)};
+    const bool whole = g.columns % L::count == 0;
+    if (samples && !plain) {
+      // Widened, run by run; against what it takes to bring them to columns' lanes.
+      const bool runs = !by_input && p.axes[z].w_tap_stride == 1;
+      const double run = g.w_column == 1   ? (whole ? 30 : 16)
+                         : g.w_summed == 1 ? 20
+                         : runs            ? 12
+                                           : 60;
+      return lines * (run + (bytes > second_cache ? 12 : 0)) * (few_registers ? 1.5 : 1);
+    }
     if (samples) {
       // Broadcast one by one: well if the chain follows them in memory, or if their lines stay.
       const bool follows =
@@ -159,8 +171,10 @@ struct GatherPlan {
                                                     : 40);
     }
     if (turned && rows <= most_rows_turned) return lines * 4;
-    if (reals == 1 && g.w_column == 1)
-      return lines * (rows <= streamed(3, terms * g.columns) ? 6 : vectors <= 2 ? 0 : 14);
+    if (reals == 1 && g.w_column == 1 && !plain && !whole) return lines * 8;
+    const bool streams = rows <= streamed(3, terms * g.columns);
+    if (g.w_column == 1 && (reals == 1 || streams))
+      return lines * (streams ? 6 : vectors <= 2 ? 0 : 14);
     // A panel whose steps are far apart in memory, too, should stay in a first-level cache.
     const bool leaves = few_registers && !by_input && g.w_summed == 1 && 64 * terms > first_cache;
     return lines * (leaves ? 2 : 1) * packing *
@@ -178,10 +192,11 @@ struct GatherPlan {
     const int64_t most_cells = greater(1, threads ? cells / 32 : cells);
     const int64_t most_samples = samples ? most_vectors * L::count : n;
     const int64_t w_bytes = terms * g.columns * int64_t{sizeof(T)};
-    const auto work = samples
-                          ? static_cast<double>(ceil_div(n, L::count) *
-                                                (terms * greater(g.columns, 4) + 8 * g.columns))
-                          : static_cast<double>(n * terms * vectors) * (vectors == 1 ? 1.08 : 1);
+    const auto work =
+        samples ? static_cast<double>(
+                      ceil_div(n, L::count) *
+                      (terms * reals * greater(g.columns * reals, 4) + 8 * g.columns * reals))
+                : static_cast<double>(n * terms * reals * vectors) * (vectors == 1 ? 1.08 : 1);
     Cut best;
     for (int64_t across = ceil_div(row, longest_strip), last = 0;
          across > last && (fetches || best.cost == 0);
@@ -191,8 +206,9 @@ struct GatherPlan {
         const int64_t w = ceil_div(row, across), h = ceil_div(column, down), strip = w * h;
         if (strip > most_cells && strip > 1) continue;
         const auto consider = [&](int64_t summed, int64_t pieces) {
-          const int64_t window = greater(
-              1, window_of_strip(w, h, summed, by_channel && !samples && strip > 1) * reals);
+          const int64_t window =
+              greater(1, window_of_strip(w, h, summed, by_channel && !samples && strip > 1) *
+                             (samples ? planes : reals));
           int64_t block = stage_reals / (samples ? window : spaced<Real>(window));
           if (!sums_stay) block = lesser(block, sums_reals / (w * L::count));
           if (samples) block = block / L::count * L::count;

@@ -96,7 +96,7 @@ void run_gather(const Problem& p, const Call& call) noexcept {
 
 template <class T>
 void run_scatter(const Problem& p, const Call& call) noexcept {
-  if constexpr (Scalar<T>::parts == 1) {
+  if constexpr (ScatterPlan<T>::possible) {
     const ScatterPlan<T> plan(p, call);
     Planned<Scatter<T>, ScatterPlan<T>>{p, call, plan}.run(plan.items);
   }

@@ -15,6 +15,8 @@
 #include <arm_neon.h>
 #endif
 
+#include <utility>
+
 #include "../scalar.hpp"
 
 namespace unshared {
@@ -518,6 +520,66 @@ struct DoubleLanes {
 #endif
 
 #if defined(UNSHARED_LANES)
+
+// Elements of eight bytes that are moved, not computed with, as lanes of doubles.
+struct PairLanes : DoubleLanes {
+  using Element = Complex<float>;
+  static UNSHARED_INLINE const double* as(const Element* p) {
+    return reinterpret_cast<const double*>(p);
+  }
+  static UNSHARED_INLINE double* as(Element* p) { return reinterpret_cast<double*>(p); }
+  static UNSHARED_INLINE Vector load(const Element* p) { return DoubleLanes::load(as(p)); }
+  static UNSHARED_INLINE void store(Element* p, Vector v) { DoubleLanes::store(as(p), v); }
+  static UNSHARED_INLINE Piece load_piece(const Element* p) {
+    return DoubleLanes::load_piece(as(p));
+  }
+  static UNSHARED_INLINE void store_piece(Element* p, Piece v) {
+    DoubleLanes::store_piece(as(p), v);
+  }
+  // A part is never read or written as doubles: scratch is of floats.
+  static UNSHARED_INLINE Piece load_piece_part(const Element* p, int) {
+    double all[2] = {};
+    __builtin_memcpy(all, p, sizeof(Element));
+    return DoubleLanes::load_piece(all);
+  }
+  static UNSHARED_INLINE void store_piece_part(Element* p, Piece v, int) {
+    double all[2];
+    DoubleLanes::store_piece(all, v);
+    __builtin_memcpy(p, all, sizeof(Element));
+  }
+  static UNSHARED_INLINE Vector load_part(const Element* p, int n) {
+#if defined(__x86_64__)
+    return DoubleLanes::load_part(as(p), n);
+#else
+    double all[count] = {};
+    __builtin_memcpy(all, p, static_cast<std::size_t>(n) * sizeof(Element));
+    return DoubleLanes::load(all);
+#endif
+  }
+  static UNSHARED_INLINE void store_part(Element* p, Vector v, int n) {
+#if defined(__AVX512F__)
+    DoubleLanes::store_part(as(p), v, n);
+#else
+    double all[count];
+    DoubleLanes::store(all, v);
+    for (int i = 0; i < n; ++i) __builtin_memcpy(p + i, all + i, sizeof(Element));
+#endif
+  }
+};
+
+// Each lane's neighbour of its pair, and lanes with the signs that they have in `signs` turned over.
+template <class L>
+UNSHARED_INLINE typename L::Vector swapped(typename L::Vector v) {
+  return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    return __builtin_shufflevector(v, v, (i ^ 1)...);
+  }(std::make_integer_sequence<int, L::count>{});
+}
+template <class L>
+UNSHARED_INLINE typename L::Vector turned_over(typename L::Vector v, typename L::Vector signs) {
+  using Bits [[gnu::vector_size(sizeof(typename L::Vector))]] = std::int64_t;
+  return (typename L::Vector)((Bits)v ^ (Bits)signs);
+}
+
 template <class Real>
 struct LanesOf {
   using type = FloatLanes;
@@ -525,6 +587,10 @@ struct LanesOf {
 template <>
 struct LanesOf<double> {
   using type = DoubleLanes;
+};
+template <>
+struct LanesOf<Complex<float>> {
+  using type = PairLanes;
 };
 template <class Real>
 using Lanes = typename LanesOf<Real>::type;

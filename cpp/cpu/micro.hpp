@@ -50,15 +50,34 @@ enum class Reads {
   keeping,  // in memory, to be kept as a panel: its own, once more, and lines of a list, if there is one
 };
 
-// Storage type T of b; a and c are of the type sums are kept in.
+// Signs of lanes, to be turned over: of complex elements of b, by the steps of either part of a.
+template <class Real>
+struct Signs {
+  alignas(64) Real re[Lanes<Real>::count], im[Lanes<Real>::count];
+
+  // With the signs of the conjugations of a and b.
+  UNSHARED_INLINE Signs(bool conjugate_a, bool conjugate_b) {
+    for (int i = 0; i < Lanes<Real>::count; i += 2) {
+      re[i] = 0;
+      re[i + 1] = conjugate_b ? -Real{0} : Real{0};
+      im[i] = conjugate_a == conjugate_b ? -Real{0} : Real{0};
+      im[i + 1] = conjugate_a ? -Real{0} : Real{0};
+    }
+  }
+};
+
+// Storage type T of b; a and c are of the type sums are kept in. A step of complex elements, which are
+// interleaved in all three, is two: an element q of b becomes, for the part p.re, the lanes (q.re, q.im), and
+// for the part p.im the lanes (-q.im, q.re).
 template <class T>
 struct Micro {
   using Real = typename Scalar<T>::Real;
+  static constexpr int parts = Scalar<T>::parts;
   const Real* a;
   const T* b;
   Real* c;
   std::int64_t a_row, c_row, steps;
-  const std::int64_t* a_step;
+  const std::int64_t* a_step;  // of the parts, if there are two
   const std::int64_t* b_step;
   bool from_zero;
   // Of a panel: whether c, which must be aligned, is written around the caches.
@@ -71,6 +90,8 @@ struct Micro {
   std::int64_t ahead = 0, again = 0;
   Real* kept = nullptr;  // the panel that is to be made of it, if any
   Lines fetched = {};
+  struct None {};
+  [[no_unique_address]] std::conditional_t<parts == 2, const Signs<Real>*, None> signs = {};
 };
 
 template <class T, Reads reads, int V, int M>
@@ -101,16 +122,18 @@ void micro_tile(const Micro<T>& t) {
   for (int q = 0; q < (M + 3) / 4; ++q) base[q] = t.a + 4 * q * a_row;
   const std::int64_t* const a_step = t.a_step;
   const std::int64_t* const b_step = t.b_step;
-  const T* const b = t.b;
+  constexpr int parts = Scalar<T>::parts;
+  using Lane = std::conditional_t<parts == 2, Real, T>;
+  const Lane* const b = reinterpret_cast<const Lane*>(t.b);
   const Lines fetched = t.fetched;
   constexpr bool of_panel = reads == Reads::panel || reads == Reads::fetching;
   const auto steps = [&](auto partial, auto twice, auto keeps) __attribute__((always_inline)) {
     Real* kept = t.kept;
     for (std::int64_t s = 0; s < count; ++s) {
-      const std::int64_t at = a_step[s];
-      const T* line = b + b_step[s];
-      const T* next = !of_panel ? b + b_step[s + ahead] : nullptr;
-      const T* soon = decltype(twice)::value ? b + b_step[s + again] : nullptr;
+      const std::int64_t at = a_step[s * parts];
+      const Lane* line = b + b_step[s] * parts;
+      const Lane* next = !of_panel ? b + b_step[s + ahead] * parts : nullptr;
+      const Lane* soon = decltype(twice)::value ? b + b_step[s + again] * parts : nullptr;
       if constexpr (reads == Reads::fetching)
         __builtin_prefetch(fetched.base + fetched.at[s], 0, 2);
       if constexpr (reads == Reads::keeping)
@@ -120,33 +143,55 @@ void micro_tile(const Micro<T>& t) {
         if constexpr (reads == Reads::keeping) __builtin_prefetch(next + v * L::count, 0, 3);
         if constexpr (decltype(twice)::value) __builtin_prefetch(soon + v * L::count, 0, 2);
         const typename L::Vector w = decltype(partial)::value && v == V - 1
-                                         ? Stored<T>::load_part(line + v * L::count, t.last)
-                                         : Stored<T>::load(line + v * L::count);
+                                         ? Stored<Lane>::load_part(line + v * L::count, t.last)
+                                         : Stored<Lane>::load(line + v * L::count);
         if constexpr (decltype(keeps)::value) L::store(kept + v * L::count, w);
         return w;
       };
-      const auto row = [&](int m) __attribute__((always_inline)) {
-        return L::broadcast(base[m / 4] + at + m % 4 * a_row);
+      const auto row = [&](int m, int part = 0) __attribute__((always_inline)) {
+        return L::broadcast(base[m / 4] + at + m % 4 * a_row + part);
+      };
+      const auto for_re = [&](typename L::Vector w) __attribute__((always_inline)) {
+        if constexpr (parts == 2) return turned_over<L>(w, L::load(t.signs->re));
+        return w;
+      };
+      const auto for_im = [&](typename L::Vector w) __attribute__((always_inline)) {
+        if constexpr (parts == 2) return turned_over<L>(swapped<L>(w), L::load(t.signs->im));
+        return w;
       };
       // Of the two, the fewer are held in registers, and one of the others at a time.
       typename L::Vector held[V < M ? V : M];
       if constexpr (V < M) {
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) held[v] = vector(v);
+        const auto rows = [&](int part) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
-          const typename L::Vector one = row(m);
+          for (int m = 0; m < M; ++m) {
+            const typename L::Vector one = row(m, part);
 #pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) sum[m][v] = L::chain(one, held[v], sum[m][v]);
+            for (int v = 0; v < V; ++v) sum[m][v] = L::chain(one, held[v], sum[m][v]);
+          }
+        };
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) held[v] = for_re(vector(v));
+        rows(0);
+        if constexpr (parts == 2) {
+          // What was turned over for re is turned back.
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) held[v] = for_im(for_re(held[v]));
+          rows(1);
         }
       } else {
 #pragma GCC unroll 4
         for (int m = 0; m < M; ++m) held[m] = row(m);
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v) {
-          const typename L::Vector w = vector(v);
+          const typename L::Vector w = vector(v), re = for_re(w);
 #pragma GCC unroll 4
-          for (int m = 0; m < M; ++m) sum[m][v] = L::chain(held[m], w, sum[m][v]);
+          for (int m = 0; m < M; ++m) sum[m][v] = L::chain(held[m], re, sum[m][v]);
+          if constexpr (parts == 2) {
+            const typename L::Vector im = for_im(w);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) sum[m][v] = L::chain(row(m, 1), im, sum[m][v]);
+          }
         }
       }
       if constexpr (decltype(keeps)::value) kept += V * L::count;

@@ -56,9 +56,13 @@ struct Box {
   }
 };
 
+// What scratch holds of elements of storage type T: reals; or elements of two, which are moved as they are.
+template <class T>
+using Moved = std::conditional_t<Scalar<T>::parts == 2, T, typename Scalar<T>::Real>;
+
 template <class T, bool in>
 struct Mover {
-  using Real = typename Scalar<T>::Real;
+  using Real = Moved<T>;
   using S = Stored<T>;
   using L = Lanes<Real>;
   using Memory = std::conditional_t<in, const T, T>;

@@ -5,6 +5,7 @@
 // pieces of it are turned in registers, and each step goes to its place.
 #pragma once
 
+#include "micro.hpp"
 #include "stage.hpp"
 
 #if defined(UNSHARED_LANES)
@@ -55,30 +56,15 @@ class Panel {
   UNSHARED_INLINE void pack(const T* w, int64_t column, int64_t count, const int64_t* w_step,
                             int64_t steps, Real* panel, int64_t width, const Call& call) const {
     if constexpr (reals == 2) {
-      for (int64_t t = 0; t < steps; ++t)
-        stage_pairs(w + w_step[t], column, count, panel + 2 * t * width, width,
-                    call.conjugate_first, call.conjugate_second);
+      bring_elements(w, column, count, w_step, steps, panel, width);
+      make_pairs(panel, steps, width, Signs<Real>(call.conjugate_first, call.conjugate_second));
     } else if (column == 1) {
       for (int64_t t = 0; t < steps; ++t)
         Mover<T, true>::run(w + w_step[t], panel + t * width, count, 0);
     } else if (steps == 2 && run_ == 2 && column == 2) {
       Mover<T, true>::template zip<2>(w, count, panel, width, 0);  // columns of two, side by side
     } else if (run_ > 1) {
-      const auto place = [&](int64_t u)
-                             __attribute__((always_inline)) { return place_[u] * width; };
-      // Nest::walk, with a pointer that goes along: 10 % of a call whose runs are one square each.
-      int64_t at[max_axes + 1] = {}, step = 0;
-      for (int d = 0; d >= 0;) {
-        Mover<T, true>::square(w, column, count, panel + step * width, place, run_, 0);
-        for (d = outer_.depth - 1; d >= 0; --d) {
-          w += outer_.loop[d].first;
-          step += outer_.loop[d].second;
-          if (++at[d] < outer_.loop[d].count) break;
-          w -= at[d] * outer_.loop[d].first;
-          step -= at[d] * outer_.loop[d].second;
-          at[d] = 0;
-        }
-      }
+      squares(w, column, count, panel, width);
     } else {
       for (int64_t t = 0; t < steps; ++t) {
         for (int64_t j = 0; j < count; ++j) panel[t * width + j] = widen(w[w_step[t] + j * column]);
@@ -88,6 +74,58 @@ class Panel {
   }
 
  private:
+  // Runs of steps, each step to its row.
+  UNSHARED_INLINE void squares(const T* w, int64_t column, int64_t count, Moved<T>* panel,
+                               int64_t width) const {
+    const auto place = [&](int64_t u) __attribute__((always_inline)) { return place_[u] * width; };
+    // Nest::walk, with a pointer that goes along: 10 % of a call whose runs are one square each.
+    int64_t at[max_axes + 1] = {}, step = 0;
+    for (int d = 0; d >= 0;) {
+      Mover<T, true>::square(w, column, count, panel + step * width, place, run_, 0);
+      for (d = outer_.depth - 1; d >= 0; --d) {
+        w += outer_.loop[d].first;
+        step += outer_.loop[d].second;
+        if (++at[d] < outer_.loop[d].count) break;
+        w -= at[d] * outer_.loop[d].first;
+        step -= at[d] * outer_.loop[d].second;
+        at[d] = 0;
+      }
+    }
+  }
+
+  // Complex elements as they are, into the first of the two rows that each step has. They fill lanes
+  // beyond the last column, if at all, with what pairs may be made of.
+  UNSHARED_INLINE void bring_elements(const T* w, int64_t column, int64_t count,
+                                      const int64_t* w_step, int64_t steps, Real* panel,
+                                      int64_t width) const {
+    if (column == 1) {
+      for (int64_t t = 0; t < steps; ++t)
+        Mover<Real, true>::run(reinterpret_cast<const Real*>(w + w_step[t]), panel + 2 * t * width,
+                               2 * count, 0);
+    } else if (run_ > 1 && std::is_same_v<T, Complex<float>>) {
+      if constexpr (std::is_same_v<T, Complex<float>>)
+        squares(w, column, count, reinterpret_cast<T*>(panel), width);
+    } else {
+      for (int64_t t = 0; t < steps; ++t) {
+        T* const row = reinterpret_cast<T*>(panel + 2 * t * width);
+        for (int64_t j = 0; j < count; ++j) row[j] = w[w_step[t] + j * column];
+        for (int64_t j = count; j < width / 2; ++j) row[j] = T{};
+      }
+    }
+  }
+  // One step of complex weights as the two steps that micro.hpp makes of it.
+  UNSHARED_INLINE void make_pairs(Real* panel, int64_t steps, int64_t width,
+                                  const Signs<Real>& signs) const {
+    using L = Lanes<Real>;
+    const auto re = L::load(signs.re), im = L::load(signs.im);
+    for (int64_t t = 0; t < steps; ++t, panel += 2 * width)
+      for (int64_t j = 0; j < width; j += L::count) {
+        const auto q = L::load(panel + j);
+        L::store(panel + j, turned_over<L>(q, re));
+        L::store(panel + width + j, turned_over<L>(swapped<L>(q), im));
+      }
+  }
+
   Nest nest_, outer_;
   int64_t run_ = 1;
   std::int32_t place_[most_steps];  // of the elements of a run, in steps

@@ -4,9 +4,9 @@
 // a single element of a line. A place's own are whole lines, read one after the other. So the sums of
 // a box of pixels stay in scratch, or in dx, while the places that reach it go by, in ascending order:
 // each takes its weights once and continues the chain of every pixel it reaches by its channels of dy,
-// as small matrix products. Lanes run over samples, weights broadcast from where they are; or, with
-// few samples or where a tap's weights are long runs, over the columns of a tap, or, if those are few,
-// over columns and taps, read in place or from a panel.
+// as small matrix products. Lanes run over samples, weights broadcast from where they are (or, of half
+// types, from where they are widened); or, with few samples or where a tap's weights are long runs, over
+// the columns of a tap, or, if those are few, over columns and taps, read in place or from a panel.
 // Accumulator: float32 for half types, else the element type. Order: places ascending, for each b
 // ascending, as the nest of a pixel has it. Deterministic: one chain, one worker.
 #pragma once
@@ -14,6 +14,7 @@
 #include "lines.hpp"
 #include "scatter_plan.hpp"
 #include "turned.hpp"
+#include "widened.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -23,7 +24,9 @@ namespace {
 // Why it cannot, or nullptr.
 template <class T>
 UNSHARED_INLINE const char* scatter_unable(const Problem& p) {
-  if (Scalar<T>::parts == 2) return "complex weights must be made pairs of";
+  if (!ScatterPlan<T>::possible) return "elements of two doubles are not moved as they are";
+  if (Scalar<T>::parts == 2 && !taps_lie_side_by_side(p))
+    return "a pixel's complex weights are whole lines as well";
   const int64_t taps = taps_of(p);
   if (taps == 1) return "there is one tap";
   if (p.w_out_stride != 1 && p.w_in_stride != 1 && !taps_lie_side_by_side(p))
@@ -73,7 +76,9 @@ const char* scatter_declines(const Problem& p) noexcept {
   const int64_t taps = taps_of(p);
   if (taps_lie_side_by_side(p)) {
     const bool small = taps * a * b * int64_t{sizeof(T)} <= 16 * 1024;
-    if (n > 4 * (p.x_channel_stride == 1 ? Plan::line : lanes) && small) return again;
+    if (n > 4 * (p.x_channel_stride == 1 ? Plan::line : lanes) && small &&
+        (Plan::plain || taps < 16))
+      return again;
     if (over == Over::samples) return b < least ? near_by : nullptr;
     // Over columns and taps, measured with 1 to 8 samples.
     const bool little = few ? a * b * taps * Plan::line <= (130 + 70 * n) * lanes
@@ -82,7 +87,7 @@ const char* scatter_declines(const Problem& p) noexcept {
   }
   if (over == Over::samples) {
     const bool last = p.y_channel_stride == 1, narrow = a <= 2 * Plan::line, tall = b >= 4 * a;
-    if (b < (inward ? least : 12)) return near_by;
+    if (b < (inward ? least : Plan::plain ? 12 : 8)) return near_by;
     if (few && (n <= 2 * lanes || last)) return nullptr;
     // Samples that gather fills lanes with find a pixel's weights at many places, but asked for ahead; what
     // scatter saves is worth more where dy has more channels than x has, and of few samples. Measured on
@@ -127,18 +132,39 @@ class Scatter {
   using Real = typename Plan::Real;
   using L = typename Plan::L;
   using Over = typename Plan::Over;
+  static constexpr int reals = Plan::reals;
+  // Scratch of samples is reals, that of columns elements: boxes count in these.
+  using Part = std::conditional_t<reals == 2, Real, T>;
+  using Element = Moved<T>;
 
  public:
   UNSHARED_INLINE Scatter(const Problem& problem, const Call& call, const Plan& plan)
-      : p(problem), call_(call), plan_(plan), z_(problem.axis_count - 1) {
+      : p(problem),
+        call_(call),
+        plan_(plan),
+        z_(problem.axis_count - 1),
+        signs_(call.conjugate_first, call.conjugate_second) {
     for (int s = 0; s <= z_; ++s) spacing_[s] = spacing_of(p.axes[s], false);
     if (plan.over == Over::joint)
       for (int64_t j = 0; j < Plan::tile_reals + L::count; j += L::count)
         L::store(tile_ + j, L::zero());
-    cell_ = (over_samples() ? plan.width : plan.rows) * lanes();
+    cell_ = (over_samples() ? plan.width * reals : plan.rows) * lanes();
+    turned_ = plan.channels * reals * lanes();
+    const bool first = call.conjugate_first, second = call.conjugate_second;
     for (int64_t t = 0; t < most_steps; ++t) {
       w_step_[t] = t * p.w_out_stride;
-      dy_step_[t] = t * (over_samples() ? lanes() : 1);
+      for (int q = 0; q < reals; ++q)
+        dy_step_[reals * t + q] = (reals * t + q) * (over_samples() ? lanes() : 1);
+      if constexpr (reals == 2) {
+        if (!over_samples()) continue;
+        im_step_[2 * t] = dy_step_[2 * t] + (second ? turned_ : 0);
+        im_step_[2 * t + 1] = dy_step_[2 * t + 1] + (first ? turned_ : 0);
+        dy_step_[2 * t + 1] += first == second ? turned_ : 0;
+        for (int q = 0; q < 2; ++q) {
+          w_part_step_[0][2 * t + q] = 2 * w_step_[t] + q;
+          w_part_step_[1][2 * t + q] = 2 * w_step_[t] + 1 - q;
+        }
+      }
     }
   }
 
@@ -198,7 +224,7 @@ class Scatter {
   UNSHARED_INLINE bool over_samples() const { return plan_.over == Over::samples; }
   // The lanes of a row of scratch.
   UNSHARED_INLINE int64_t lanes() const {
-    return over_samples() ? plan_.rows : padded<Real>(plan_.width);
+    return over_samples() ? plan_.rows : padded<Real>(plan_.width * reals);
   }
 
   // The box at hand, samples from n on.
@@ -207,38 +233,65 @@ class Scatter {
     const T* const y = static_cast<const T*>(call_.first) + n * p.y_batch_stride;
     const T* const w = static_cast<const T*>(call_.second) + column_ * p.w_in_stride;
     T* dx = static_cast<T*>(call_.result) + n * p.x_batch_stride + column_ * p.x_channel_stride;
-    int64_t reals = cell_;
+    int64_t all = cell_;
     Box sums;
     for (int s = 0; s <= z_; ++s) {
       const int64_t count = box_[s].end - box_[s].begin;
-      sums.add(count, p.axes[s].x_stride, plan_.direct ? 0 : box_[s].cell);
+      sums.add(count, p.axes[s].x_stride * memory_unit(),
+               plan_.direct ? 0 : box_[s].cell / scratch_unit());
       dx += box_[s].begin * p.axes[s].x_stride;
-      reals *= count;
+      all *= count;
     }
     if (over_samples())
-      lay(sums, columns_, p.x_channel_stride, rows_, p.x_batch_stride);
+      lay_samples(sums, columns_, p.x_channel_stride, p.x_batch_stride);
     else
-      lay(sums, rows_, p.x_batch_stride, columns_, p.x_channel_stride);
+      lay_columns(sums, p.x_batch_stride, plan_.direct ? 0 : lanes(), columns_, p.x_channel_stride);
     if (plan_.direct) {
       c_ = reinterpret_cast<Real*>(dx);
       c_row_ = p.x_batch_stride;
       for (int64_t j = 0; j < lanes(); j += L::count) L::store(sums_ + j, L::zero());
-      if (!call_.accumulate) unstage(sums, dx, sums_);
+      if (!call_.accumulate) move<false>(sums, dx, sums_);
       return all_places(y, w);
     }
     c_ = sums_;
     c_row_ = lanes();
     if (call_.accumulate)
-      stage(sums, dx, sums_);
+      move<true>(sums, dx, sums_);
     else
-      for (int64_t j = 0; j < reals; j += L::count) L::store(sums_ + j, L::zero());
+      for (int64_t j = 0; j < all; j += L::count) L::store(sums_ + j, L::zero());
     all_places(y, w);
-    unstage(sums, dx, sums_);
+    move<false>(sums, dx, sums_);
   }
-  UNSHARED_INLINE void lay(Box& box, int64_t rows, int64_t row, int64_t count, int64_t lane) const {
-    box.add(rows, row, plan_.direct ? 0 : lanes());
+  // What boxes count in: in memory, and in scratch.
+  UNSHARED_INLINE int64_t memory_unit() const { return over_samples() ? reals : 1; }
+  UNSHARED_INLINE int64_t scratch_unit() const { return over_samples() ? 1 : reals; }
+  // `count` channels `apart` in memory, of the samples at hand.
+  UNSHARED_INLINE void lay_samples(Box& box, int64_t count, int64_t apart, int64_t batch) const {
+    box.add(count, apart * reals, reals * lanes());
+    box.add(reals, 1, lanes());
+    box.lanes = rows_;
+    box.lane_memory = batch * reals;
+  }
+  UNSHARED_INLINE void lay_columns(Box& box, int64_t batch, int64_t row, int64_t count,
+                                   int64_t apart) const {
+    box.add(rows_, batch, row / reals);
     box.lanes = count;
-    box.lane_memory = lane;
+    box.lane_memory = apart;
+  }
+  // Between a box in memory and scratch.
+  template <bool in>
+  UNSHARED_INLINE void move(const Box& box, auto* memory, Real* scratch) const {
+    const auto both = [&](auto* from, auto* to) __attribute__((always_inline)) {
+      if constexpr (in)
+        stage(box, from, to);
+      else
+        unstage(box, from, to);
+    };
+    using Other = std::conditional_t<in, const Part, Part>;
+    if (reals == 2 && over_samples())
+      both(reinterpret_cast<Other*>(memory), scratch);
+    else
+      both(memory, reinterpret_cast<Element*>(scratch));
   }
 
   // The places that reach the box, row by row; dy and w of the samples and columns at hand.
@@ -273,19 +326,18 @@ class Scatter {
       const int64_t channels = lesser(plan_.channels, p.out_channels - b);
       Box dy;
       int64_t place;
-      if (over_samples()) {
-        place = channels * lanes();
-        dy.add(count, last.y_stride, place);
-        lay(dy, channels, p.y_channel_stride, rows_, p.y_batch_stride);
-      } else {
-        y_row_ = spaced<Real>(channels);
-        place = plan_.rows * y_row_;
-        dy.add(count, last.y_stride, place);
-        dy.add(rows_, p.y_batch_stride, y_row_);
-        dy.lanes = channels;
-        dy.lane_memory = p.y_channel_stride;
-      }
-      stage(dy, y + begin * last.y_stride + b * p.y_channel_stride, staged_);
+      if (over_samples())
+        place = reals * turned_;
+      else
+        place = plan_.rows * (y_row_ = spaced<Real>(channels * reals));
+      dy.add(count, last.y_stride * memory_unit(), place / scratch_unit());
+      if (over_samples())
+        lay_samples(dy, channels, p.y_channel_stride, p.y_batch_stride);
+      else
+        lay_columns(dy, p.y_batch_stride, y_row_, channels, p.y_channel_stride);
+      move<true>(dy, y + begin * last.y_stride + b * p.y_channel_stride, staged_);
+      if (reals == 2 && over_samples())
+        for (int64_t o = 0; o < count; ++o) turn_signs(staged_ + o * place, channels);
       for (int64_t o = begin; o < begin + count; ++o) {
         at_[z_] = within(z_, o);
         if (at_[z_].count > 0)
@@ -309,12 +361,12 @@ class Scatter {
           b + steps < channels ? steps * p.w_out_stride : next - b * p.w_out_stride;
       if (over_samples()) {
         fetch(from + after, steps);
-        if constexpr (Plan::plain) rows_of_columns(dy + b * lanes(), from, steps);
+        rows_of_columns(dy + b * reals * lanes(), from, steps);
       } else {
         look_beyond(steps, after);
         for (int q = 0; q < taps_here_; ++q)
           rows_of_samples(
-              dy + b, from + taps_[q].w, p.w_in_stride, columns_, steps,
+              dy + b * reals, from + taps_[q].w, p.w_in_stride, columns_, steps,
               q + 1 < taps_here_ ? taps_[q + 1].w - taps_[q].w : after + taps_[0].w - taps_[q].w,
               c_ + taps_[q].cell, c_row_);
       }
@@ -347,41 +399,89 @@ class Scatter {
     for (int64_t s = 0; s < steps; ++s) w_step_[most_steps + s] = w_step_[s] + after;
   }
 
-  // Vectors: samples; rows: columns of one tap after the other.
-  UNSHARED_INLINE void rows_of_columns(const Real* dy, const T* w, int64_t steps) {
-    Micro<Real> t{nullptr, dy, nullptr, p.w_in_stride, lanes(), steps, w_step_, dy_step_, false};
-    for (int q = 0; q < taps_here_; ++q) {
-      t.a = w + taps_[q].w;
-      t.c = sums_ + taps_[q].cell;
-      micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_, nullptr);
+  // Of complex dy of a place: the same with signs turned over, behind it.
+  UNSHARED_INLINE void turn_signs(Real* dy, int64_t channels) const {
+    if constexpr (reals == 2) {
+      const auto signs = L::broadcast(&minus_zero);
+      for (int64_t j = 0; j < channels * reals * lanes(); j += L::count)
+        L::store(dy + turned_ + j, turned_over<L>(L::load(dy + j), signs));
     }
+  }
+  // Vectors: samples; rows: columns of one tap after the other; of complex sums, either part.
+  UNSHARED_INLINE void rows_of_columns(const Real* dy, const T* w, int64_t steps) {
+    Micro<Real> t{nullptr, dy,       nullptr, p.w_in_stride * reals, reals * lanes(), steps * reals,
+                  w_step_, dy_step_, false};
+    if constexpr (!Plan::plain) {
+      t.a_row = widen_taps(w + taps_[0].w, steps);
+      t.a_step = panel_step_;
+    }
+    for (int q = 0; q < taps_here_; ++q)
+      for (int part = 0; part < reals; ++part) {
+        if constexpr (Plan::plain)
+          t.a = reinterpret_cast<const Real*>(w + taps_[q].w);
+        else
+          t.a = panel_ + widened_at_[q];
+        if constexpr (reals == 2) {
+          t.a_step = w_part_step_[part];
+          t.b_step = part == 0 ? dy_step_ : im_step_;
+        }
+        t.c = sums_ + taps_[q].cell + part * lanes();
+        micro_rows<false>(t, columns_, ceil_div(rows_, L::count), ahead_, nullptr);
+      }
+  }
+
+  // The weights of all taps at hand into the panel; returns the distance of columns there.
+  UNSHARED_INLINE int64_t widen_taps(const T* w, int64_t steps) {
+    Box box;
+    for (int s = 0; s <= z_; ++s)
+      box.add(at_[s].count, spacing_[s].tap * p.axes[s].w_tap_stride, 0);
+    const int depth = box.depth;
+    box.add(steps, p.w_out_stride, 0);
+    box.lanes = columns_;
+    box.lane_memory = p.w_in_stride;
+    if (widened_.find(box, Plan::widened_reals)) {
+      const Box& packed = widened_.packed();
+      for (int64_t t = 0; t < steps; ++t)
+        panel_step_[t] = steps > 1 ? t * packed.loop[depth].memory : 0;
+      Nest taps;
+      for (int d = 0; d < depth; ++d) taps.add(packed.loop[d].count, packed.loop[d].memory, 0);
+      taps.walk([&, q = 0](int64_t at, int64_t) mutable { widened_at_[q++] = at; });
+    }
+    widened_.bring(w, panel_);
+    return widened_.packed().lane_memory;
   }
 
   // Rows: samples; vectors: `count` weights `apart` in memory, of columns or of columns and taps.
   UNSHARED_INLINE void rows_of_samples(const Real* dy, const T* w, int64_t apart, int64_t count,
                                        int64_t steps, int64_t next, Real* c, int64_t c_row) {
-    if (plan_.packed && rows_ <= most_rows_turned)
-      return columns_turned(dy, w, apart, count, steps, next, c, c_row);
+    if constexpr (reals == 1)
+      if (plan_.packed && rows_ <= most_rows_turned)
+        return columns_turned(dy, w, apart, count, steps, next, c, c_row);
+    const int64_t lanes_of_w = count * reals;
     int64_t most = deepest(rows_);
     if (plan_.packed) most = greater(1, lesser(most, Plan::panel_reals / (steps * L::count)));
-    const int64_t vectors = ceil_div(count, L::count);
+    const int64_t vectors = ceil_div(lanes_of_w, L::count);
     for (int64_t v = 0, wide; v < vectors; v += wide) {
       wide = ceil_div(vectors - v, ceil_div(vectors - v, most));
-      const int64_t first = v * L::count, here = lesser(wide * L::count, count - first);
+      const int64_t first = v * L::count, here = lesser(wide * L::count, lanes_of_w - first);
       const auto last = static_cast<int>(here - (wide - 1) * L::count);
       if (plan_.packed) {
-        const int64_t width = wide * L::count;
-        const auto place = [&](int64_t j) __attribute__((always_inline)) { return j * width; };
-        Mover<T, true>::square(w + first * apart, apart, here, panel_, place, steps,
-                               v + wide < vectors ? width * apart : next - first * apart);
-        for (int64_t s = width == panel_width_ ? most_steps : 0; s < most_steps; ++s)
-          panel_step_[s] = s * width;
-        panel_width_ = width;
-        Micro<Real> t{dy, panel_, c + first, y_row_, c_row, steps, dy_step_, panel_step_, false};
-        if (plan_.direct) t.c_last = last;
-        micro_rows<false>(t, rows_, wide, ahead_, nullptr);
+        if constexpr (reals == 1) {
+          const int64_t width = wide * L::count;
+          const auto place = [&](int64_t j) __attribute__((always_inline)) { return j * width; };
+          Mover<T, true>::square(w + first * apart, apart, here, panel_, place, steps,
+                                 v + wide < vectors ? width * apart : next - first * apart);
+          for (int64_t s = width == panel_width_ ? most_steps : 0; s < most_steps; ++s)
+            panel_step_[s] = s * width;
+          panel_width_ = width;
+          Micro<Real> t{dy, panel_, c + first, y_row_, c_row, steps, dy_step_, panel_step_, false};
+          if (plan_.direct) t.c_last = last;
+          micro_rows<false>(t, rows_, wide, ahead_, nullptr);
+        }
       } else {
-        Micro<T> t{dy, w + first, c + first, y_row_, c_row, steps, dy_step_, w_step_, false};
+        Micro<T> t{dy,    w + first / reals, c + first, y_row_, c_row,
+                   steps, dy_step_,          w_step_,   false};
+        if constexpr (reals == 2) t.signs = &signs_;
         t.ahead = most_steps;
         t.again = plan_.beyond ? soon : 0;
         t.last = last;
@@ -411,13 +511,15 @@ class Scatter {
   // Vectors: all taps of some columns, as they lie in memory. The sums are brought into that order and
   // back.
   void all_taps(const Real* dy, int64_t channels, const T* w, int64_t next) {
-    const int64_t joint = columns_ * plan_.taps, row = spaced<Real>(joint);
+    const int64_t joint = columns_ * plan_.taps, row = spaced<Real>(joint * reals);
+    Element* const tile = reinterpret_cast<Element*>(tile_);
+    Element* const all = reinterpret_cast<Element*>(sums_);
     Box sums;
     int64_t cell = 0, first = 0;
-    sums.add(rows_, row, lanes());
+    sums.add(rows_, row / reals, lanes() / reals);
     for (int s = 0; s <= z_; ++s) {
       const int64_t tap = p.axes[s].w_tap_stride / plan_.unit;
-      sums.add(at_[s].count, spacing_[s].tap * tap, spacing_[s].partner * box_[s].cell);
+      sums.add(at_[s].count, spacing_[s].tap * tap, spacing_[s].partner * box_[s].cell / reals);
       cell += (at_[s].partner - box_[s].begin) * box_[s].cell;
       first += at_[s].tap * tap;
     }
@@ -426,27 +528,28 @@ class Scatter {
     // A place that sees all of its taps moves them as one run.
     find_taps();
     const bool run = taps_here_ == plan_.taps && sums.lane_memory == plan_.taps;
-    const auto place = [&](int64_t q) __attribute__((always_inline)) { return taps_[q].cell; };
+    const auto place = [&](int64_t q)
+                           __attribute__((always_inline)) { return taps_[q].cell / reals; };
     if (run)
       for (int64_t m = 0; m < rows_; ++m)
-        Mover<Real, false>::square(tile_ + m * row, plan_.taps, columns_, sums_ + m * lanes(),
-                                   place, plan_.taps, 0);
+        Mover<Element, false>::square(tile + m * row / reals, plan_.taps, columns_,
+                                      all + m * lanes() / reals, place, plan_.taps, 0);
     else
-      unstage(sums, tile_ + first, sums_ + cell);
+      unstage(sums, tile + first, all + cell / reals);
     for (int64_t b = 0; b < channels; b += plan_.steps) {
       const int64_t steps = lesser(plan_.steps, channels - b);
       const T* const from = w + b * p.w_out_stride;
       const int64_t after =
           b + steps < channels ? steps * p.w_out_stride : next - b * p.w_out_stride;
       look_beyond(steps, after);
-      rows_of_samples(dy + b, from, plan_.unit, joint, steps, after, tile_, row);
+      rows_of_samples(dy + b * reals, from, plan_.unit, joint, steps, after, tile_, row);
     }
     if (run)
       for (int64_t m = 0; m < rows_; ++m)
-        Mover<Real, true>::square(tile_ + m * row, plan_.taps, columns_, sums_ + m * lanes(), place,
-                                  plan_.taps, 0);
+        Mover<Element, true>::square(tile + m * row / reals, plan_.taps, columns_,
+                                     all + m * lanes() / reals, place, plan_.taps, 0);
     else
-      stage(sums, tile_ + first, sums_ + cell);
+      stage(sums, tile + first, all + cell / reals);
   }
   UNSHARED_INLINE bool advance(reference::Index& at) const {
     for (int s = z_; s >= 0; --s) {
@@ -475,14 +578,25 @@ class Scatter {
   LineList<768, most_steps> lines_;
   int taps_here_ = 0;  // that join the place at hand to the box
   Tap taps_[Plan::most_taps];
-  int64_t w_step_[2 * most_steps], dy_step_[most_steps], panel_step_[most_steps];
+  Widened<T> widened_;
+  int64_t widened_at_[Plan::most_taps];  // the taps at hand, in the panel
+  int64_t w_step_[2 * most_steps], dy_step_[reals * most_steps], panel_step_[most_steps];
+  // Over samples, of complex elements: the steps of the parts of w, for either part of the sums; of dy, for
+  // the imaginary part; and how much further on dy has its signs turned over.
+  static constexpr int part_steps = reals == 2 ? 2 * most_steps : 1;
+  int64_t w_part_step_[2][part_steps], im_step_[part_steps], turned_ = 0;
+  static constexpr Real minus_zero = -Real{0};
+  const Signs<Real> signs_;
   Real* const tile_ = sums_ + plan_.sums_reals();
-  Real* const panel_ = sums_ + plan_.arena_reals() - Plan::panel_reals;
+  Real* const panel_ =
+      sums_ + plan_.arena_reals() - (over_samples() ? Plan::widened_reals : Plan::panel_reals);
   Real* const staged_ = sums_ + plan_.arena_reals();
   alignas(64) Real sums_[Plan::scratch_reals];
 };
 
-static_assert(sizeof(Scatter<float>) <= most_scratch && sizeof(Scatter<double>) <= most_scratch);
+static_assert(sizeof(Scatter<float>) <= most_scratch && sizeof(Scatter<double>) <= most_scratch &&
+              sizeof(Scatter<Half>) <= most_scratch &&
+              sizeof(Scatter<Complex<float>>) <= most_scratch);
 
 }  // namespace
 }  // namespace unshared

@@ -14,7 +14,10 @@ template <class T>
 struct ScatterPlan {
   using Real = typename Scalar<T>::Real;
   using L = Lanes<Real>;
-  static constexpr bool plain = sizeof(T) == sizeof(Real);
+  static constexpr int reals = Scalar<T>::parts;  // of an element
+  static constexpr bool plain = sizeof(T) == reals * sizeof(Real);
+  // Elements of two doubles are not moved as they are.
+  static constexpr bool possible = !std::is_same_v<T, Complex<double>>;
   static constexpr int64_t line = 64 / sizeof(Real);
   // Scratch: of sums, behind them a tile of joint lanes and a panel, if there are such; and of dy.
   static constexpr int64_t scratch_reals = 416 * 1024 / sizeof(Real);
@@ -22,6 +25,8 @@ struct ScatterPlan {
   static constexpr int64_t least_stage_reals = 80 * 1024 / sizeof(Real),
                            most_stage_reals = 216 * 1024 / sizeof(Real);
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
+  static constexpr int64_t widened_reals =
+      48 * 1024 / sizeof(Real);  // of weights of half types, over samples
   static constexpr int most_steps = panel_reals / L::count < 256 ? panel_reals / L::count : 256;
   static constexpr int most_taps = 512;
 
@@ -64,15 +69,27 @@ struct ScatterPlan {
 
   // Whether the result is laid out as sums are, with lanes over columns.
   static UNSHARED_INLINE bool keeps_sums(const Problem& p) {
-    return plain && p.x_channel_stride == 1;
+    return plain && reals == 1 && p.x_channel_stride == 1;
   }
   static UNSHARED_INLINE Over lanes_of(const Problem& p) {
-    if (plain && p.batch > L::count / 2 && !runs_of_columns(p)) return Over::samples;
+    if (many_samples(p) && !runs_of_columns(p)) return Over::samples;
     if (taps_lie_side_by_side(p)) return Over::joint;
     const bool filled = 2 * p.in_channels >= padded<Real>(p.in_channels);
     const bool dense = p.w_out_stride == 1 ? taps_lie_side_by_side(p, p.out_channels)
                                            : columns_lie_between_taps(p);
     return filled || !dense ? Over::columns : Over::joint;
+  }
+
+  // Whether samples fill lanes better than columns or taps do: a vector of them, or half of one, if channels
+  // are few. Measured with 6 to 16 samples; half types take longer to be brought to where they are broadcast.
+  static UNSHARED_INLINE bool many_samples(const Problem& p) {
+    constexpr bool twice = sizeof(Real) == 8;
+    if (p.batch > L::count) return true;
+    if (!plain) return p.batch == L::count;
+    const bool full = p.batch == L::count;
+    if (full && (!twice || few_registers) && !taps_lie_side_by_side(p)) return true;
+    return p.batch > L::count / 2 &&
+           p.in_channels < (full ? 8 : 4) * int64_t{L::count} / (twice ? 2 : 1);
   }
 
   // Whether a tap's weights are runs of vectors.
@@ -83,7 +100,7 @@ struct ScatterPlan {
   // Room for sums.
   UNSHARED_INLINE int64_t sums_reals() const {
     return arena_reals() - (over == Over::joint ? tile_reals + L::count : 0) -
-           (packed ? panel_reals : 0);
+           (packed ? panel_reals : 0) - (!plain && over == Over::samples ? widened_reals : 0);
   }
 
  private:
@@ -103,7 +120,8 @@ struct ScatterPlan {
                   : lesser(p.in_channels, L::count * even(ceil_div(p.in_channels, L::count),
                                                           ceil_div(most_width, L::count)));
       parts = greater(1, ceil_div(p.in_channels, width));
-      const int64_t cell = rows * (over == Over::samples ? width : padded<Real>(width));
+      const int64_t cell =
+          rows * (over == Over::samples ? width * reals : padded<Real>(width * reals));
       const int64_t cells = direct ? pixels(p) : greater(1, sums_reals() / cell);
       // Boxes for threads: as few as will do, where places at their borders are all they cost.
       const int64_t boxes = call.threads == 1 ? 1 : direct ? 4 * int64_t{threads_of(call)} : 64;
@@ -155,28 +173,31 @@ struct ScatterPlan {
       }
     } else {
       const int64_t joint = over == Over::columns ? 1 : taps * (whole ? p.in_channels : 1);
-      rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint))));
+      rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint * reals))));
       if (direct)
         choose(widest_direct(p), widest_direct(p));
       else if (whole)
         choose(p.in_channels, p.in_channels);
       else
-        choose(
-            over == Over::columns ? most_vectors * L::count : (tile_reals / rows - 2 * line) / taps,
-            over == Over::columns ? L::count : 1);
+        choose(over == Over::columns ? most_vectors * L::count
+                                     : (tile_reals / rows - 2 * line) / reals / taps,
+               over == Over::columns ? L::count : 1);
     }
     const auto steps_in = [&](int64_t cache, int64_t least) {
       return lesser(greater(least, cache / int64_t{sizeof(T)} / (taps * width)), 64);
     };
     steps = even(b, packed                  ? int64_t{most_steps}
                     : over != Over::samples ? steps_in(96 * 1024, 8)
+                    : !plain                ? lesser(greater(1, widened_reals / (taps * width)), 64)
                     : side_by_side          ? steps_in(48 * 1024, 4)
                                             : int64_t{64});
     const int64_t room_of_row = stage_reals / rows - (over == Over::samples ? 0 : 2 * line);
-    channels = lesser(b, greater(steps, room_of_row / steps * steps));
+    // Of complex elements over samples, both parts, and both with their signs turned over.
+    const int64_t staged = over == Over::samples ? reals * reals : reals;
+    channels = lesser(b, greater(steps, room_of_row / staged / steps * steps));
     places = channels < b ? 1
                           : lesser(stage_reals > least_stage_reals ? 2 * line : line,
-                                   greater(1, stage_reals / (rows * spaced<Real>(b))));
+                                   greater(1, stage_reals / (rows * spaced<Real>(b * staged))));
   }
 
   // Whether w is laid out as [...][taps][input channels], all of one place and channel of y side by

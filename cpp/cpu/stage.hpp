@@ -27,12 +27,11 @@ UNSHARED_INLINE int64_t spaced(int64_t n) {
 }
 
 template <class T>
-UNSHARED_INLINE void stage(const Box& box, const T* memory, typename Scalar<T>::Real* scratch,
-                           int64_t ahead = 0) {
+UNSHARED_INLINE void stage(const Box& box, const T* memory, Moved<T>* scratch, int64_t ahead = 0) {
   Mover<T, true>::move(box, memory, scratch, ahead);
 }
 template <class T>
-UNSHARED_INLINE void unstage(const Box& box, T* memory, const typename Scalar<T>::Real* scratch) {
+UNSHARED_INLINE void unstage(const Box& box, T* memory, const Moved<T>* scratch) {
   Mover<T, false>::move(box, memory, scratch, 0);
 }
 
@@ -159,24 +158,6 @@ UNSHARED_INLINE void copy_around(char* to, const char* from, int64_t bytes) {
       L::store_around(reinterpret_cast<float*>(to + at + v),
                       L::load(reinterpret_cast<const float*>(from + at + v)));
   __builtin_memcpy(to + at, from + at, static_cast<std::size_t>(bytes - at));
-}
-
-// One step of complex weights as two steps of reals: an element q becomes, for the steps that
-// broadcast p.re and p.im, the lanes (q.re, q.im) and (-q.im, q.re), with the signs of the
-// conjugations of p (a) and q (b).
-template <class R>
-UNSHARED_INLINE void stage_pairs(const Complex<R>* from, int64_t column, int64_t count, R* scratch,
-                                 int64_t width, bool conjugate_a, bool conjugate_b) {
-  R* by_re = scratch;
-  R* by_im = scratch + width;
-  for (int64_t j = 0; j < count; ++j) {
-    const Complex<R> q = conjugate(from[j * column], conjugate_b);
-    by_re[2 * j] = q.re;
-    by_re[2 * j + 1] = q.im;
-    by_im[2 * j] = conjugate_a ? q.im : -q.im;
-    by_im[2 * j + 1] = conjugate_a ? -q.re : q.re;
-  }
-  for (int64_t j = 2 * count; j < width; ++j) by_re[j] = by_im[j] = 0;
 }
 
 }  // namespace
