@@ -17,9 +17,10 @@ class Widened {
   // Finds the runs of a box of weights, for which scratch has so much room; returns whether it is another
   // one than before.
   UNSHARED_INLINE bool find(const Box& box, int64_t room) {
-    if (box == box_) return false;
+    if (box == box_ && size_ <= room) return false;
     box_ = box;
-    if (cut(box, true) > room) cut(box, false);
+    size_ = cut(box, true);
+    if (size_ > room) size_ = cut(box, false);
     return true;
   }
   // The box with its elements as far apart as they lie in scratch.
@@ -77,7 +78,7 @@ class Widened {
   }
 
   Box box_{.lanes = 0}, packed_;
-  int64_t run_ = 1;
+  int64_t size_ = 0, run_ = 1;
   int depth_ = 0;
   Box::Loop loop_[max_axes + 4];  // over runs, innermost first
 };
