@@ -17,7 +17,7 @@ class Widened {
   // Finds the runs of a box of weights, for which scratch has so much room; returns whether it is another
   // one than before.
   UNSHARED_INLINE bool find(const Box& box, int64_t room) {
-    if (box == box_ && size_ <= room) return false;
+    if (size_ > 0 && size_ <= room && box == box_) return false;
     box_ = box;
     size_ = cut(box, true);
     if (size_ > room) size_ = cut(box, false);
@@ -77,7 +77,7 @@ class Widened {
     return elements;
   }
 
-  Box box_{.lanes = 0}, packed_;
+  Box box_, packed_;
   int64_t size_ = 0, run_ = 1;
   int depth_ = 0;
   Box::Loop loop_[max_axes + 4];  // over runs, innermost first
