@@ -589,7 +589,7 @@ class Scatter {
   const Signs<Real> signs_;
   Real* const tile_ = sums_ + plan_.sums_reals();
   Real* const panel_ =
-      sums_ + plan_.arena_reals() - (over_samples() ? Plan::widened_reals : Plan::panel_reals);
+      sums_ + plan_.arena_reals() - (over_samples() ? Plan::widened_room : Plan::panel_reals);
   Real* const staged_ = sums_ + plan_.arena_reals();
   alignas(64) Real sums_[Plan::scratch_reals];
 };

@@ -25,8 +25,9 @@ struct ScatterPlan {
   static constexpr int64_t least_stage_reals = 80 * 1024 / sizeof(Real),
                            most_stage_reals = 216 * 1024 / sizeof(Real);
   static constexpr int64_t panel_reals = 16 * 1024 / sizeof(Real);
-  static constexpr int64_t widened_reals =
-      48 * 1024 / sizeof(Real);  // of weights of half types, over samples
+  // Of weights of half types, over samples; whole vectors are written, so one more must have room.
+  static constexpr int64_t widened_reals = 48 * 1024 / sizeof(Real),
+                           widened_room = widened_reals + L::count;
   static constexpr int most_steps = panel_reals / L::count < 256 ? panel_reals / L::count : 256;
   static constexpr int most_taps = 512;
 
@@ -100,7 +101,7 @@ struct ScatterPlan {
   // Room for sums.
   UNSHARED_INLINE int64_t sums_reals() const {
     return arena_reals() - (over == Over::joint ? tile_reals + L::count : 0) -
-           (packed ? panel_reals : 0) - (!plain && over == Over::samples ? widened_reals : 0);
+           (packed ? panel_reals : 0) - (!plain && over == Over::samples ? widened_room : 0);
   }
 
  private:

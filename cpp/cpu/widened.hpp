@@ -14,8 +14,8 @@ class Widened {
  public:
   using Real = typename Scalar<T>::Real;
 
-  // Finds the runs of a box of weights, for which scratch has so much room; returns whether it is another
-  // one than before.
+  // Finds the runs of a box of weights, for which scratch has so much room and a vector more; returns whether
+  // it is another one than before.
   UNSHARED_INLINE bool find(const Box& box, int64_t room) {
     if (size_ > 0 && size_ <= room && box == box_) return false;
     box_ = box;
@@ -47,8 +47,8 @@ class Widened {
     packed_ = box;
     run_ = 1;
     depth_ = 0;
-    int order[max_axes +
-              4];  // of the loops, by how far apart their elements lie; the last one: lanes
+    // The loops by how far apart their elements lie; the last one are the lanes.
+    int order[max_axes + 4];
     const auto loop = [&](int d) {
       return d < box.depth ? box.loop[d] : Box::Loop{box.lanes, box.lane_memory, 0};
     };
