@@ -105,15 +105,21 @@ DEFECTS = [
     ),
     Defect(
         "complex, lanes over samples: a conjugation without its sign",
-        "cpp/cpu/gather_cell.hpp",
-        "im_small_step_[2 * count] = a + (turns_.re_of_im ? turned_ : 0);",
-        "im_small_step_[2 * count] = a;",
+        "cpp/cpu/parts.hpp",
+        "im_p[2 * t] = at + (re_of_im ? turned : 0);",
+        "im_p[2 * t] = at;",
     ),
     Defect(
         "half types, lanes over samples: gaps of a run forgotten",
         "cpp/cpu/widened.hpp",
         "apart = here.memory;",
         "apart = elements;",
+    ),
+    Defect(
+        "half types, lanes over samples: no room for a last vector",
+        "cpp/cpu/scatter_plan.hpp",
+        "widened_room = widened_reals + L::count;",
+        "widened_room = widened_reals;",
     ),
     Defect(
         "wrong sign of a conjugation",

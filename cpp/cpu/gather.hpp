@@ -18,8 +18,8 @@ namespace {
 template <class T, Face face>
 class Gather : GatherCell<T, face> {
   using Base = GatherCell<T, face>;
-  using Base::ahead_, Base::call_, Base::columns_, Base::g, Base::p, Base::panel_, Base::plan_,
-      Base::reals, Base::rows_, Base::stage_, Base::table_steps;
+  using Base::ahead_, Base::call_, Base::columns_, Base::g, Base::p, Base::panel_, Base::parts_,
+      Base::plan_, Base::reals, Base::rows_, Base::stage_, Base::table_steps;
   using typename Base::L;
   using typename Base::Plan;
   using typename Base::Real;
@@ -53,11 +53,8 @@ class Gather : GatherCell<T, face> {
  private:
   static constexpr bool by_input = Plan::by_input;
   static constexpr int64_t line = Plan::line;
-  // What a box counts in: elements, but for those of two doubles, which are moved as doubles.
-  using Memory = std::conditional_t<std::is_same_v<T, Complex<double>>, Real, T>;
-  using Plane = std::conditional_t<reals == 2, Real, T>;  // over samples
-  static constexpr int64_t in_memory = sizeof(T) / sizeof(Memory),
-                           in_scratch = sizeof(Moved<Memory>) / sizeof(Real);
+  using Boxes = Boxed<T>;
+  static constexpr int64_t in_memory = Boxes::in_memory, in_scratch = Boxes::in_scratch;
 
   static UNSHARED_INLINE int64_t padded(int64_t columns) {
     return Plan::vectors_of(columns) * L::count;
@@ -169,12 +166,12 @@ class Gather : GatherCell<T, face> {
         const Real* const base = plan_.staged ? stage_ : reinterpret_cast<const Real*>(from_small);
         for (int64_t i = 0; i < across_.count; ++i) {
           T* const to = result + n * g.result_batch + i * result_across;
-          if (!plan_.direct && call_.accumulate && first) move_sums<true>(sums, to);
+          if (!plan_.direct && call_.accumulate && first)
+            Boxes::template move<true>(plan_.over_samples, sums.box, to, sums_);
           if (!plan_.direct && !more && plan_.fetches)
-            ahead_[Base::of_result] =
-                reals == 2 && plan_.over_samples
-                    ? result_lines_.of(sums.box, reinterpret_cast<const Plane*>(to))
-                    : result_lines_.of(sums.box, reinterpret_cast<const Memory*>(to));
+            Boxes::with(plan_.over_samples, to, sums_, [&](const auto* memory, auto*) {
+              ahead_[Base::of_result] = result_lines_.of(sums.box, memory);
+            });
           for (int64_t j = 0; j < along_.count; ++j) {
             Real* const c = plan_.direct ? reinterpret_cast<Real*>(to + j * result_along)
                                          : sums_ + j * sums.cell;
@@ -197,7 +194,8 @@ class Gather : GatherCell<T, face> {
             else
               this->over_columns(steps, a, row, from, w_next, c, sums.row, from_zero, n == 0);
           }
-          if (!plan_.direct && !more) move_sums<false>(sums, to);
+          if (!plan_.direct && !more)
+            Boxes::template move<false>(plan_.over_samples, sums.box, to, sums_);
         }
         from_zero = first = false;
       } while (pieces.more());
@@ -246,22 +244,6 @@ class Gather : GatherCell<T, face> {
       box.lane_memory = 1;
       box.dense = true;
     }
-  }
-  template <bool in>
-  UNSHARED_INLINE void move_sums(const Sums& sums, T* to) {
-    const auto move = [&](auto* memory, auto* scratch) __attribute__((always_inline)) {
-      if constexpr (in)
-        stage(sums.box, memory, scratch);
-      else
-        unstage(sums.box, memory, scratch);
-    };
-    if (reals == 2 && plan_.over_samples)
-      move(reinterpret_cast<Plane*>(to), sums_);
-    else
-      move(reinterpret_cast<Memory*>(to), moved(sums_));
-  }
-  static UNSHARED_INLINE Moved<Memory>* moved(Real* scratch) {
-    return reinterpret_cast<Moved<Memory>*>(scratch);
   }
   UNSHARED_INLINE void zero(Real* c, int64_t c_row) const {
     const int64_t rows = plan_.over_samples ? columns_ * reals : rows_;
@@ -318,15 +300,15 @@ class Gather : GatherCell<T, face> {
       pairs(box);
       panel_ = stage_ + rows_ * row;
     }
-    const auto bring = [&](const auto* memory, auto* scratch) __attribute__((always_inline)) {
+    Boxes::with(over_samples, from, stage_, [&](const auto* memory, auto* scratch) {
       stage(box, memory, scratch);
       if (plan_.fetches) ahead_[Base::of_small] = lines_.of(box, memory + next * unit);
-    };
+    });
     if (reals == 2 && over_samples) {
-      bring(reinterpret_cast<const Plane*>(from), stage_);
-      this->turn_signs(size, lanes);
-    } else {
-      bring(reinterpret_cast<const Memory*>(from), moved(stage_));
+      parts_.lanes = lanes;
+      parts_.turned = size;
+      parts_.turn_over(stage_, size);
+      panel_ += size;
     }
     for (int d = 0; d < nest.depth; ++d) nest.loop[d].first = strides[d];
     return row;

@@ -10,6 +10,7 @@
 
 #include "gather_plan.hpp"
 #include "lines.hpp"
+#include "parts.hpp"
 #include "widened.hpp"
 
 #if defined(UNSHARED_LANES)
@@ -36,6 +37,7 @@ class GatherCell {
         g(gathering<face>(problem)),
         call_(call),
         plan_(plan),
+        parts_(call),
         signs_(call.conjugate_first, call.conjugate_second) {}
 
   // Rows: samples, broadcast; vectors: the weights of columns. `w_next`: where those of the next
@@ -211,25 +213,6 @@ class GatherCell {
       from_zero = false;
     }
   }
-  // Behind complex elements that are staged for samples, `size` reals with the two parts of each in vectors of
-  // so many lanes: the same with signs turned over, of the parts that a product wants so. A sum's re is
-  // p.re q.re, then -p.im q.im; its im is p.re q.im, then p.im q.re; each with the signs of conjugation.
-  UNSHARED_INLINE void turn_signs(int64_t size, int64_t lanes) {
-    turns_ = {call_.conjugate_first == call_.conjugate_second, call_.conjugate_second,
-              call_.conjugate_first};
-    const auto signs = L::broadcast(&minus_zero);
-    const auto turn = [&](int64_t from) {
-      for (int64_t j = from; j < size; j += 2 * lanes)
-        for (int64_t v = j; v < j + lanes; v += L::count)
-          L::store(stage_ + size + v, turned_over<L>(L::load(stage_ + v), signs));
-    };
-    if (turns_.re_of_im) turn(0);
-    if (turns_.im_of_re || turns_.im_of_im) turn(lanes);
-    turned_ = size;
-    lanes_ = lanes;
-    panel_ = stage_ + 2 * size;
-  }
-
   // Of the vector that so many vectors of a row end with: sums in the result end with the columns.
   UNSHARED_INLINE int lanes_of_c(int64_t vectors) const {
     const int64_t beyond = plan_.direct ? vectors * L::count - columns_ * reals : 0;
@@ -245,6 +228,7 @@ class GatherCell {
   Lines ahead_[3];  // what will be read or written next
   alignas(64) Real stage_[scratch_reals + 2 * L::count];
   Real* panel_ = stage_;  // behind what is staged
+  SampleParts<Real> parts_;  // over samples, of complex elements
 
  private:
   UNSHARED_INLINE bool many_columns() const { return columns_ > 2 * most_rows(1); }
@@ -325,26 +309,17 @@ class GatherCell {
 
   // The offsets of a nest's steps in the small tensor and in w; kept while the nest is the same.
   UNSHARED_INLINE void tabulate(const Nest& nest) {
-    if (positions_ == 0 && nest.same(nest_) && turned_ == known_turned_) return;
+    if (positions_ == 0 && nest.same(nest_) && parts_.turned == known_turned_) return;
     nest_ = nest;
-    known_turned_ = turned_;
+    known_turned_ = parts_.turned;
     beyond_ = positions_ = 0;
     const int scale = plan_.staged ? 1 : reals;  // scratch is counted in reals
     int64_t count = 0;
     nest.walk([&](int64_t a, int64_t b) __attribute__((always_inline)) {
-      if (reals == 2 && plan_.over_samples) {
-        const int64_t im = a + lanes_;
-        small_step_[2 * count] = a;
-        small_step_[2 * count + 1] = im + (turns_.im_of_re ? turned_ : 0);
-        im_small_step_[2 * count] = a + (turns_.re_of_im ? turned_ : 0);
-        im_small_step_[2 * count + 1] = im + (turns_.im_of_im ? turned_ : 0);
-        for (int q = 0; q < 2; ++q) {
-          panel_step_[2 * count + q] = 2 * b + q;
-          im_w_step_[2 * count + q] = 2 * b + 1 - q;
-        }
-      } else {
+      if (reals == 2 && plan_.over_samples)
+        parts_.step(count, a, b, small_step_, panel_step_, im_small_step_, im_w_step_);
+      else
         for (int q = 0; q < reals; ++q) small_step_[reals * count + q] = a * scale + q;
-      }
       w_step_[count++] = b;
     });
     if (plan_.over_samples && many_columns() && plan_.fetches)
@@ -375,12 +350,7 @@ class GatherCell {
     }
   }
 
-  struct Turns {
-    bool im_of_re, re_of_im, im_of_im;
-  };
-  static constexpr Real minus_zero = -Real{0};
-  Turns turns_{};  // which products are of parts with their signs turned over, so much further on
-  int64_t turned_ = 0, known_turned_ = 0, lanes_ = 0;
+  int64_t known_turned_ = 0;
   const Signs<Real> signs_;
   Panel<T> packer_;
   Widened<T> widened_;

@@ -102,15 +102,14 @@ class Panel {
       for (int64_t t = 0; t < steps; ++t)
         Mover<Real, true>::run(reinterpret_cast<const Real*>(w + w_step[t]), panel + 2 * t * width,
                                2 * count, 0);
-    } else if (run_ > 1 && std::is_same_v<T, Complex<float>>) {
-      if constexpr (std::is_same_v<T, Complex<float>>)
-        squares(w, column, count, reinterpret_cast<T*>(panel), width);
-    } else {
-      for (int64_t t = 0; t < steps; ++t) {
-        T* const row = reinterpret_cast<T*>(panel + 2 * t * width);
-        for (int64_t j = 0; j < count; ++j) row[j] = w[w_step[t] + j * column];
-        for (int64_t j = count; j < width / 2; ++j) row[j] = T{};
-      }
+      return;
+    }
+    if constexpr (!std::is_same_v<T, Complex<double>>)  // which are not moved as they are
+      if (run_ > 1) return squares(w, column, count, reinterpret_cast<T*>(panel), width);
+    for (int64_t t = 0; t < steps; ++t) {
+      T* const row = reinterpret_cast<T*>(panel + 2 * t * width);
+      for (int64_t j = 0; j < count; ++j) row[j] = w[w_step[t] + j * column];
+      for (int64_t j = count; j < width / 2; ++j) row[j] = T{};
     }
   }
   // One step of complex weights as the two steps that micro.hpp makes of it.

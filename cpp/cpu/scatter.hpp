@@ -12,6 +12,7 @@
 #pragma once
 
 #include "lines.hpp"
+#include "parts.hpp"
 #include "scatter_plan.hpp"
 #include "turned.hpp"
 #include "widened.hpp"
@@ -133,9 +134,8 @@ class Scatter {
   using L = typename Plan::L;
   using Over = typename Plan::Over;
   static constexpr int reals = Plan::reals;
-  // Scratch of samples is reals, that of columns elements: boxes count in these.
-  using Part = std::conditional_t<reals == 2, Real, T>;
-  using Element = Moved<T>;
+  using Boxes = Boxed<T>;
+  using Element = Moved<T>;  // in scratch, over columns
 
  public:
   UNSHARED_INLINE Scatter(const Problem& problem, const Call& call, const Plan& plan)
@@ -143,28 +143,25 @@ class Scatter {
         call_(call),
         plan_(plan),
         z_(problem.axis_count - 1),
+        parts_(call),
         signs_(call.conjugate_first, call.conjugate_second) {
     for (int s = 0; s <= z_; ++s) spacing_[s] = spacing_of(p.axes[s], false);
     if (plan.over == Over::joint)
       for (int64_t j = 0; j < Plan::tile_reals + L::count; j += L::count)
         L::store(tile_ + j, L::zero());
     cell_ = (over_samples() ? plan.width * reals : plan.rows) * lanes();
-    turned_ = plan.channels * reals * lanes();
-    const bool first = call.conjugate_first, second = call.conjugate_second;
+    parts_.lanes = lanes();
+    parts_.turned = plan.channels * reals * lanes();
     for (int64_t t = 0; t < most_steps; ++t) {
       w_step_[t] = t * p.w_out_stride;
-      for (int q = 0; q < reals; ++q)
-        dy_step_[reals * t + q] = (reals * t + q) * (over_samples() ? lanes() : 1);
-      if constexpr (reals == 2) {
-        if (!over_samples()) continue;
-        im_step_[2 * t] = dy_step_[2 * t] + (second ? turned_ : 0);
-        im_step_[2 * t + 1] = dy_step_[2 * t + 1] + (first ? turned_ : 0);
-        dy_step_[2 * t + 1] += first == second ? turned_ : 0;
-        for (int q = 0; q < 2; ++q) {
-          w_part_step_[0][2 * t + q] = 2 * w_step_[t] + q;
-          w_part_step_[1][2 * t + q] = 2 * w_step_[t] + 1 - q;
+      if constexpr (reals == 2)
+        if (over_samples()) {
+          parts_.step(t, 2 * t * lanes(), w_step_[t], dy_step_, w_part_step_[0], im_step_,
+                      w_part_step_[1]);
+          continue;
         }
-      }
+      for (int64_t q = reals * t; q < reals * (t + 1); ++q)
+        dy_step_[q] = q * (over_samples() ? lanes() : 1);
     }
   }
 
@@ -250,17 +247,17 @@ class Scatter {
       c_ = reinterpret_cast<Real*>(dx);
       c_row_ = p.x_batch_stride;
       for (int64_t j = 0; j < lanes(); j += L::count) L::store(sums_ + j, L::zero());
-      if (!call_.accumulate) move<false>(sums, dx, sums_);
+      if (!call_.accumulate) Boxes::template move<false>(over_samples(), sums, dx, sums_);
       return all_places(y, w);
     }
     c_ = sums_;
     c_row_ = lanes();
     if (call_.accumulate)
-      move<true>(sums, dx, sums_);
+      Boxes::template move<true>(over_samples(), sums, dx, sums_);
     else
       for (int64_t j = 0; j < all; j += L::count) L::store(sums_ + j, L::zero());
     all_places(y, w);
-    move<false>(sums, dx, sums_);
+    Boxes::template move<false>(over_samples(), sums, dx, sums_);
   }
   // What boxes count in: in memory, and in scratch.
   UNSHARED_INLINE int64_t memory_unit() const { return over_samples() ? reals : 1; }
@@ -278,22 +275,6 @@ class Scatter {
     box.lanes = count;
     box.lane_memory = apart;
   }
-  // Between a box in memory and scratch.
-  template <bool in>
-  UNSHARED_INLINE void move(const Box& box, auto* memory, Real* scratch) const {
-    const auto both = [&](auto* from, auto* to) __attribute__((always_inline)) {
-      if constexpr (in)
-        stage(box, from, to);
-      else
-        unstage(box, from, to);
-    };
-    using Other = std::conditional_t<in, const Part, Part>;
-    if (reals == 2 && over_samples())
-      both(reinterpret_cast<Other*>(memory), scratch);
-    else
-      both(memory, reinterpret_cast<Element*>(scratch));
-  }
-
   // The places that reach the box, row by row; dy and w of the samples and columns at hand.
   void all_places(const T* const y, const T* const w) {
     int64_t place[max_axes];
@@ -327,7 +308,7 @@ class Scatter {
       Box dy;
       int64_t place;
       if (over_samples())
-        place = reals * turned_;
+        place = reals * parts_.turned;
       else
         place = plan_.rows * (y_row_ = spaced<Real>(channels * reals));
       dy.add(count, last.y_stride * memory_unit(), place / scratch_unit());
@@ -335,9 +316,11 @@ class Scatter {
         lay_samples(dy, channels, p.y_channel_stride, p.y_batch_stride);
       else
         lay_columns(dy, p.y_batch_stride, y_row_, channels, p.y_channel_stride);
-      move<true>(dy, y + begin * last.y_stride + b * p.y_channel_stride, staged_);
+      Boxes::with(over_samples(), y + begin * last.y_stride + b * p.y_channel_stride, staged_,
+                  [&](const auto* memory, auto* scratch) { stage(dy, memory, scratch); });
       if (reals == 2 && over_samples())
-        for (int64_t o = 0; o < count; ++o) turn_signs(staged_ + o * place, channels);
+        for (int64_t o = 0; o < count; ++o)
+          parts_.turn_over(staged_ + o * place, channels * reals * lanes());
       for (int64_t o = begin; o < begin + count; ++o) {
         at_[z_] = within(z_, o);
         if (at_[z_].count > 0)
@@ -399,14 +382,6 @@ class Scatter {
     for (int64_t s = 0; s < steps; ++s) w_step_[most_steps + s] = w_step_[s] + after;
   }
 
-  // Of complex dy of a place: the same with signs turned over, behind it.
-  UNSHARED_INLINE void turn_signs(Real* dy, int64_t channels) const {
-    if constexpr (reals == 2) {
-      const auto signs = L::broadcast(&minus_zero);
-      for (int64_t j = 0; j < channels * reals * lanes(); j += L::count)
-        L::store(dy + turned_ + j, turned_over<L>(L::load(dy + j), signs));
-    }
-  }
   // Vectors: samples; rows: columns of one tap after the other; of complex sums, either part.
   UNSHARED_INLINE void rows_of_columns(const Real* dy, const T* w, int64_t steps) {
     Micro<Real> t{nullptr, dy,       nullptr, p.w_in_stride * reals, reals * lanes(), steps * reals,
@@ -581,11 +556,10 @@ class Scatter {
   Widened<T> widened_;
   int64_t widened_at_[Plan::most_taps];  // the taps at hand, in the panel
   int64_t w_step_[2 * most_steps], dy_step_[reals * most_steps], panel_step_[most_steps];
-  // Over samples, of complex elements: the steps of the parts of w, for either part of the sums; of dy, for
-  // the imaginary part; and how much further on dy has its signs turned over.
+  // Over samples, of complex elements: the steps of w for either part of the sums, of dy for the imaginary one.
   static constexpr int part_steps = reals == 2 ? 2 * most_steps : 1;
-  int64_t w_part_step_[2][part_steps], im_step_[part_steps], turned_ = 0;
-  static constexpr Real minus_zero = -Real{0};
+  int64_t w_part_step_[2][part_steps], im_step_[part_steps];
+  SampleParts<Real> parts_;
   const Signs<Real> signs_;
   Real* const tile_ = sums_ + plan_.sums_reals();
   Real* const panel_ =

@@ -73,7 +73,7 @@ struct ScatterPlan {
     return plain && reals == 1 && p.x_channel_stride == 1;
   }
   static UNSHARED_INLINE Over lanes_of(const Problem& p) {
-    if (many_samples(p) && !runs_of_columns(p)) return Over::samples;
+    if (samples_fill_lanes(p) && !runs_of_columns(p)) return Over::samples;
     if (taps_lie_side_by_side(p)) return Over::joint;
     const bool filled = 2 * p.in_channels >= padded<Real>(p.in_channels);
     const bool dense = p.w_out_stride == 1 ? taps_lie_side_by_side(p, p.out_channels)
@@ -83,7 +83,7 @@ struct ScatterPlan {
 
   // Whether samples fill lanes better than columns or taps do: a vector of them, or half of one, if channels
   // are few. Measured with 6 to 16 samples; half types take longer to be brought to where they are broadcast.
-  static UNSHARED_INLINE bool many_samples(const Problem& p) {
+  static UNSHARED_INLINE bool samples_fill_lanes(const Problem& p) {
     constexpr bool twice = sizeof(Real) == 8;
     if (p.batch > L::count) return true;
     if (!plain) return p.batch == L::count;
