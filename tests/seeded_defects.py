@@ -122,8 +122,14 @@ DEFECTS = [
         "widened_room = widened_reals;",
     ),
     Defect(
+        "complex, lanes over cells: the signs of an imaginary part forgotten",
+        "cpp/cpu/products.hpp",
+        "turned_over<Reals>(swapped<Reals>(v), Reals::load(signs_.im))",
+        "swapped<Reals>(v)",
+    ),
+    Defect(
         "wrong sign of a conjugation",
-        "cpp/cpu/micro.hpp",
+        "cpp/cpu/products.hpp",
         "im[i + 1] = conjugate_a ? -Real{0} : Real{0};",
         "im[i + 1] = Real{0};",
     ),

@@ -147,7 +147,7 @@ TEST_CASE("explain names the kernel and what declined before it") {
     CHECK(explain(wide, Face::grad_weight, DType::float64).kernel == "weigh");
     CHECK(explain(wide, Face::grad_weight, DType::complex64).kernel == "tiles");
     CHECK(explain(parse_problem("n2 a1>b1 i2048 k3"), Face::forward, DType::complex64).kernel ==
-          "gather");
+          "along");
   }
   CHECK(e.predicted_seconds == 0);
 }

@@ -24,7 +24,8 @@ class AlongBlock {
                            sum_reals = along_sum_bytes / sizeof(Real);
 
   UNSHARED_INLINE AlongBlock(const Call& call, const Plan& plan)
-      : plan_(plan),
+      : products_(call.conjugate_first, call.conjugate_second),
+        plan_(plan),
         p(plan_.p),
         axis_(plan_.axis),
         along_(p.axes[axis_]),
@@ -212,6 +213,7 @@ class AlongBlock {
     } while (reference::next(p, k));
   }
 
+  [[no_unique_address]] const Products<Real> products_;
   Plan plan_;
   const Problem& p;
   const int axis_;

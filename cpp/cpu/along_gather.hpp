@@ -225,6 +225,7 @@ class AlongGather : public AlongBlock<T, face> {
       if (!w_here_) stage_weights(w + (single_ ? 0 : member) * w_member);
     }
     AlongTile<Real> tile{};
+    tile.products = &this->products_;
     b_ = w_here_   ? reinterpret_cast<const Real*>(w + member * w_member)
          : single_ ? panel_ + member * pass_.w.stride(Base::of_members)
                    : panel_;

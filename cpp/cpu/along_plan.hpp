@@ -35,9 +35,9 @@ UNSHARED_INLINE bool samples_collide(const Problem& p, int64_t batch_stride,
 
 template <class T, Face face>
 struct AlongPlan {
-  using Real = typename Scalar<T>::Real;
+  using Real = Moved<T>;
   static constexpr int lanes = Lanes<Real>::count;
-  static constexpr bool by_input = face == Face::grad_input;
+  static constexpr bool by_input = face == Face::grad_input, complex = Scalar<T>::parts == 2;
   static constexpr int64_t scratch_reals = along_bytes / sizeof(Real),
                            sum_reals = along_sum_bytes / sizeof(Real);
   // The same of several rows of cells: beyond a first-level cache, since each row is read in turn.
@@ -64,7 +64,8 @@ struct AlongPlan {
   const char* reason = nullptr;  // why not
 
   explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
-    if ((2 * columns() > lanes && !thin() && !brief()) || half_filled()) {
+    if ((2 * columns() > lanes && !thin() && !(complex ? few_pairs() : brief())) ||
+        (!complex && half_filled())) {
       reason = "there are channels enough to fill lanes with";
       return;
     }
@@ -143,6 +144,29 @@ struct AlongPlan {
                                                     : lesser(p.in_channels, p.out_channels);
     const int64_t channel = face == Face::forward ? p.y_channel_stride : p.x_channel_stride;
     return side * taps_of(p) < few && (face == Face::grad_weight || channel != 1);
+  }
+  // Whether lanes over complex channels, which fill at least half of a vector, take more time all the same:
+  // for weights that they must turn, or store element by element. Measured on Zen 4.
+  UNSHARED_INLINE bool few_pairs() const {
+    constexpr int64_t few_samples = 8, many_products = 1100, many_weights = 3000;
+    const int64_t taps = taps_of(p), out = p.out_channels;
+    const int64_t fewer = lesser(p.in_channels, out);
+    const bool apart = (by_input ? p.y_channel_stride : p.x_channel_stride) != 1;
+    if (face != Face::grad_weight) {
+      const int64_t terms = lesser((by_input ? out : p.in_channels) * taps, max_extent);
+      if ((by_input ? p.w_in_stride : p.w_out_stride) == 1)
+        return taps == 1 && columns() <= lanes && terms <= 4 * lanes;
+      if (taps == 1 && columns() <= 2 * lanes) return true;
+      return columns() <= 5 * lanes &&
+             (p.batch < few_samples / 2 || (p.batch <= few_samples && apart)) &&
+             terms * columns() <= (p.batch < few_samples / 2 ? 2 : 1) * many_products;
+    }
+    const bool side_by_side = p.w_out_stride != 1 && p.w_in_stride != 1,
+               few = p.batch <= few_samples;
+    if (taps == 1) return fewer <= lanes || (fewer <= 4 * lanes && (apart || p.w_out_stride != 1));
+    if (side_by_side && few) return fewer <= 2 * lanes;
+    return fewer <= lanes && (taps <= 9 || p.in_channels * out * taps <= many_weights) &&
+           (apart || few || (2 * fewer <= lanes + 2 && p.in_channels * out <= 16 * lanes));
   }
   // Whether weight gradients are chains of few samples, and so few output channels that the products of a
   // place take no longer than to begin them. Measured on Zen 4.
@@ -277,6 +301,7 @@ struct AlongPlan {
   // Rows of cells together, if the weights of all their chains find room, and some samples of what they
   // see. Companies are then of as many groups as share a line of the weights.
   UNSHARED_INLINE void pile_up() {
+    if (complex) return;  // padding's products would not all be -0
     constexpr int64_t some_rows = 4, line = 64 / sizeof(T);
     constexpr int64_t most_samples = face == Face::grad_weight ? 32 : along_rows(1);
     int rows = p.axis_count - 1;
@@ -324,17 +349,19 @@ UNSHARED_INLINE bool many_samples(const Problem& p) {
   const int64_t summed = forward ? p.in_channels : p.out_channels,
                 columns = forward ? p.out_channels : p.in_channels;
   const int64_t terms = lesser(summed * taps_of(p), max_extent);
-  return face != Face::grad_weight && p.batch >= Lanes<Real>::count && summed > 1 &&
-         terms >= Lanes<Real>::count &&
-         ((forward ? p.x_channel_stride : p.y_channel_stride) == 1 || last.stride != 1 ||
-          (forward ? last.output : last.input) < Lanes<Real>::count ||
-          (columns >= 4 && terms >= 2 * Lanes<Real>::count));
+  if (face == Face::grad_weight || p.batch < Lanes<Real>::count || summed <= 1 ||
+      terms < Lanes<Real>::count)
+    return false;
+  if (last.stride != 1 || (forward ? last.output : last.input) < Lanes<Real>::count) return true;
+  const bool apart = (forward ? p.x_channel_stride : p.y_channel_stride) != 1;
+  if (Scalar<T>::parts == 2) return !apart && columns > 2 && taps_of(p) > 1;
+  return !apart || (columns >= 4 && terms >= 2 * Lanes<Real>::count);
 }
 
 template <class T, Face face>
 const char* along_declines(const Problem& p) noexcept {
-  if constexpr (Scalar<T>::parts == 2)
-    return "complex products do not fit lanes of single reals";
+  if constexpr (std::is_same_v<T, Complex<double>>)
+    return "elements of 16 bytes have no lanes of their own";
   else if (many_samples<T, face>(p))
     return "there are samples enough to fill lanes with";
   else

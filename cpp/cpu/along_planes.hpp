@@ -76,6 +76,7 @@ class PlanesGather : AlongPile<T, face> {
     const bool here = this->other_here();
     const int64_t result_row = this->other_stride_of(this->across());
     AlongTile<Real> t{};
+    t.products = &this->products_;
     t.a_row = this->size_;
     t.b_column = w_.stride(Base::of_columns);
     t.c_row = here ? g.result_batch : g.columns * row_;
@@ -181,6 +182,7 @@ class PlanesWeights : AlongPile<T, Face::grad_weight> {
       stage(in, y, y_);
     }
     BatchTile<Real> t{};
+    t.products = &this->products_;
     t.b_column = here ? p.y_channel_stride : high_ * row_;
     t.c_column = w_.stride(Base::of_columns);
     t.steps = count;

@@ -9,7 +9,7 @@
 
 #include <utility>
 
-#include "lanes.hpp"
+#include "products.hpp"
 #include "share.hpp"
 
 #if defined(UNSHARED_LANES)
@@ -63,6 +63,7 @@ struct AlongTile {
   bool staged;
   const Real* ahead;
   const int64_t* ahead_step;
+  const Products<Real>* products;
 };
 
 // Which lanes take part: all, those of masks, or all in steps, of which the last ones are not written.
@@ -72,6 +73,7 @@ template <class Real, int V, int M, Part part>
 void along_tile(const AlongTile<Real>& t) {
   using L = Lanes<Real>;
   constexpr bool masked = part == Part::masked;
+  const Products<Real>& of = *t.products;
   typename L::Vector sum[M][V];
   for (int64_t f = 0; f < t.fetches; ++f)
 #pragma GCC unroll 16
@@ -90,12 +92,12 @@ void along_tile(const AlongTile<Real>& t) {
     const Real* row = t.a + t.a_step[s];
     const Real* column = t.b + t.b_step[s];
     __builtin_prefetch(part == Part::staged ? t.ahead + t.ahead_step[s] : column + t.b_fetch, 0, 2);
-    typename L::Vector w[V];
+    typename Products<Real>::Factor w[V];
     const auto mask = masked ? t.mask[t.tap[s]] : typename L::Mask{};
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
-      w[v] =
-          masked ? L::load_where(mask, column + v * t.b_column) : L::load(column + v * t.b_column);
+      w[v] = of.factor(masked ? L::load_where(mask, column + v * t.b_column)
+                              : L::load(column + v * t.b_column));
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const typename L::Vector one =
@@ -103,7 +105,7 @@ void along_tile(const AlongTile<Real>& t) {
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
         sum[m][v] =
-            masked ? L::chain_where(mask, one, w[v], sum[m][v]) : L::chain(one, w[v], sum[m][v]);
+            masked ? of.chain_where(mask, one, w[v], sum[m][v]) : of.chain(one, w[v], sum[m][v]);
     }
   }
   const auto store = [&](auto partial) __attribute__((always_inline)) {
@@ -144,6 +146,7 @@ struct BatchTile {
   bool staged;
   const Real* ahead;
   int64_t ahead_step;
+  const Products<Real>* products;
 };
 
 template <class Real, int V, int M, Part part>
@@ -151,6 +154,7 @@ void batch_tile(const BatchTile<Real>& t) {
   using L = Lanes<Real>;
   constexpr bool masked = part == Part::masked;
   typename L::Vector sum[M][V];
+  const Products<Real>& of = *t.products;
   typename L::Mask mask[M];
   const auto all = part == Part::all ? typename L::Mask{} : L::span(0, t.last);
   int64_t at[M];
@@ -169,11 +173,11 @@ void batch_tile(const BatchTile<Real>& t) {
   for (int64_t s = 0; s < t.steps; ++s, row += t.a_step, column += t.b_step) {
     __builtin_prefetch(part == Part::staged ? t.ahead + s * t.ahead_step : row + t.a_fetch, 0, 2);
     __builtin_prefetch(column + t.b_fetch, 0, 2);
-    typename L::Vector y[V];
+    typename Products<Real>::Factor y[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
-      y[v] = part == Part::all ? L::load(column + v * t.b_column)
-                               : L::load_where(all, column + v * t.b_column);
+      y[v] = of.factor(part == Part::all ? L::load(column + v * t.b_column)
+                                         : L::load_where(all, column + v * t.b_column));
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const typename L::Vector one =
@@ -181,7 +185,7 @@ void batch_tile(const BatchTile<Real>& t) {
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
         sum[m][v] =
-            masked ? L::chain_where(mask[m], one, y[v], sum[m][v]) : L::chain(one, y[v], sum[m][v]);
+            masked ? of.chain_where(mask[m], one, y[v], sum[m][v]) : of.chain(one, y[v], sum[m][v]);
     }
   }
 #pragma GCC unroll 16

@@ -198,6 +198,7 @@ class AlongWeights : public AlongBlock<T, Face::grad_weight> {
         stage(in, from_y, y_stage_, y_ahead_);
       }
       BatchTile<Real> tile{};
+      tile.products = &this->products_;
       tile.a = x_here_ ? reinterpret_cast<const Real*>(from_x) : stage_;
       tile.b = y_here_ ? reinterpret_cast<const Real*>(from_y) : y_stage_;
       tile.c = sums;

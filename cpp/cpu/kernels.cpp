@@ -131,13 +131,13 @@ void run_patch(const Problem& p, const Call& call) noexcept {
 
 template <class T, Face face>
 void run_along(const Problem& p, const Call& call) noexcept {
-  if constexpr (Scalar<T>::parts == 1) {
+  if constexpr (!std::is_same_v<T, Complex<double>>) {
     using Plan = AlongPlan<T, face>;
     const Plan plan(p);
-    if (plan.rows_axis >= 0)
-      Planned<AlongPlanes<T, face>, Plan>{p, call, plan}.run(plan.blocks());
-    else
-      Planned<Along<T, face>, Plan>{p, call, plan}.run(plan.blocks());
+    if constexpr (Scalar<T>::parts == 1)
+      if (plan.rows_axis >= 0)
+        return Planned<AlongPlanes<T, face>, Plan>{p, call, plan}.run(plan.blocks());
+    Planned<Along<T, face>, Plan>{p, call, plan}.run(plan.blocks());
   }
 }
 

@@ -521,13 +521,22 @@ struct DoubleLanes {
 
 #if defined(UNSHARED_LANES)
 
-// Elements of eight bytes that are moved, not computed with, as lanes of doubles.
+// Complex elements of eight bytes, as lanes of doubles. They are multiplied by products.hpp.
 struct PairLanes : DoubleLanes {
   using Element = Complex<float>;
   static UNSHARED_INLINE const double* as(const Element* p) {
     return reinterpret_cast<const double*>(p);
   }
   static UNSHARED_INLINE double* as(Element* p) { return reinterpret_cast<double*>(p); }
+  static UNSHARED_INLINE Vector blend(Mask m, Vector off, Vector on) {
+#if defined(__AVX512F__)
+    return _mm512_mask_blend_pd(m, off, on);
+#elif defined(__AVX2__)
+    return _mm256_blendv_pd(off, on, _mm256_castsi256_pd(m));
+#else
+    return vbslq_f64(m, on, off);
+#endif
+  }
   static UNSHARED_INLINE Vector load(const Element* p) { return DoubleLanes::load(as(p)); }
   static UNSHARED_INLINE void store(Element* p, Vector v) { DoubleLanes::store(as(p), v); }
   static UNSHARED_INLINE Piece load_piece(const Element* p) {
@@ -556,6 +565,30 @@ struct PairLanes : DoubleLanes {
     return DoubleLanes::load(all);
 #endif
   }
+  static UNSHARED_INLINE Vector load_where(Mask m, const Element* p) {
+#if defined(__x86_64__)
+    return DoubleLanes::load_where(m, as(p));
+#else
+    std::uint64_t on[count];
+    vst1q_u64(on, m);
+    double all[count] = {};
+    for (int i = 0; i < count; ++i)
+      if (on[i] != 0) __builtin_memcpy(all + i, p + i, sizeof(Element));
+    return DoubleLanes::load(all);
+#endif
+  }
+  static UNSHARED_INLINE void store_where(Mask m, Element* p, Vector v) {
+#if defined(__x86_64__)
+    DoubleLanes::store_where(m, as(p), v);
+#else
+    std::uint64_t on[count];
+    vst1q_u64(on, m);
+    double all[count];
+    DoubleLanes::store(all, v);
+    for (int i = 0; i < count; ++i)
+      if (on[i] != 0) __builtin_memcpy(p + i, all + i, sizeof(Element));
+#endif
+  }
   static UNSHARED_INLINE void store_part(Element* p, Vector v, int n) {
 #if defined(__AVX512F__)
     DoubleLanes::store_part(as(p), v, n);
@@ -566,19 +599,6 @@ struct PairLanes : DoubleLanes {
 #endif
   }
 };
-
-// Each lane's neighbour of its pair, and lanes with the signs that they have in `signs` turned over.
-template <class L>
-UNSHARED_INLINE typename L::Vector swapped(typename L::Vector v) {
-  return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    return __builtin_shufflevector(v, v, (i ^ 1)...);
-  }(std::make_integer_sequence<int, L::count>{});
-}
-template <class L>
-UNSHARED_INLINE typename L::Vector turned_over(typename L::Vector v, typename L::Vector signs) {
-  using Bits [[gnu::vector_size(sizeof(typename L::Vector))]] = std::int64_t;
-  return (typename L::Vector)((Bits)v ^ (Bits)signs);
-}
 
 template <class Real>
 struct LanesOf {

@@ -9,6 +9,7 @@
 
 #include <utility>
 
+#include "products.hpp"
 #include "stored.hpp"
 
 #if defined(UNSHARED_LANES)
@@ -48,22 +49,6 @@ enum class Reads {
   panel,  // in a cache: nothing
   fetching,  // in a cache: lines of a list
   keeping,  // in memory, to be kept as a panel: its own, once more, and lines of a list, if there is one
-};
-
-// Signs of lanes, to be turned over: of complex elements of b, by the steps of either part of a.
-template <class Real>
-struct Signs {
-  alignas(64) Real re[Lanes<Real>::count], im[Lanes<Real>::count];
-
-  // With the signs of the conjugations of a and b.
-  UNSHARED_INLINE Signs(bool conjugate_a, bool conjugate_b) {
-    for (int i = 0; i < Lanes<Real>::count; i += 2) {
-      re[i] = 0;
-      re[i + 1] = conjugate_b ? -Real{0} : Real{0};
-      im[i] = conjugate_a == conjugate_b ? -Real{0} : Real{0};
-      im[i + 1] = conjugate_a ? -Real{0} : Real{0};
-    }
-  }
 };
 
 // Storage type T of b; a and c are of the type sums are kept in. A step of complex elements, which are
