@@ -145,13 +145,15 @@ struct GatherPlan {
     const auto lines = static_cast<double>(terms * reals * vectors);
     const int64_t bytes = terms * g.columns * int64_t{sizeof(T)};
     const bool whole = g.columns % L::count == 0;
+    const auto part = static_cast<double>(g.columns * reals) /  // of the lanes of vectors
+                      static_cast<double>(greater(vectors, 1) * L::count);
     if (samples && !plain) {
       // Widened, run by run; against what it takes to bring them to columns' lanes.
       const bool runs = !by_input && p.axes[z].w_tap_stride == 1;
       const double run = g.w_column == 1   ? (whole ? 30 : 16)
-                         : g.w_summed == 1 ? 20
+                         : g.w_summed == 1 ? 20 * (part < 0.5 ? 1 : part)
                          : runs            ? 12
-                                           : 60;
+                                           : 60 * part;
       return lines * (run + (bytes > second_cache ? 12 : 0)) * (few_registers ? 1.5 : 1);
     }
     if (samples) {
@@ -161,8 +163,6 @@ struct GatherPlan {
       const bool scattered = by_input && taps > 1;  // over places
       const bool near = !by_input && g.w_summed == 1 && taps <= most_taps_near;
       const bool beside = by_input && g.w_column == 1 && n > L::count && bytes <= 2 * first_cache;
-      const auto part = static_cast<double>(g.columns * reals) /
-                        static_cast<double>(greater(vectors, 1) * L::count);
       return lines * part *
              (follows && scattered && few_registers ? 24
               : follows || bytes <= first_cache     ? 8
