@@ -227,23 +227,9 @@ class Gather : GatherCell<T, face> {
       sums.box.add(rows_, g.result_batch * in_memory, sums.row / in_scratch);
       sums.box.lanes = columns_;
       sums.box.lane_memory = g.result_channel;
-      pairs(sums.box);
+      Boxes::pairs(sums.box);
     }
     return sums;
-  }
-  // Elements of two doubles: where the lanes of a box do not lie side by side, the two do, and the lanes
-  // are one more loop.
-  static UNSHARED_INLINE void pairs(Box& box) {
-    if constexpr (in_memory == 2) {
-      if (box.lanes == 1 || box.lane_memory == 1) {
-        box.lanes *= 2;
-      } else {
-        box.add(box.lanes, 2 * box.lane_memory, 2);
-        box.lanes = 2;
-      }
-      box.lane_memory = 1;
-      box.dense = true;
-    }
   }
   UNSHARED_INLINE void zero(Real* c, int64_t c_row) const {
     const int64_t rows = plan_.over_samples ? columns_ * reals : rows_;
@@ -297,7 +283,7 @@ class Gather : GatherCell<T, face> {
         box.lanes = nest.loop[fast].count;
         box.lane_memory = nest.loop[fast].first;
       }
-      pairs(box);
+      Boxes::pairs(box);
       panel_ = stage_ + rows_ * row;
     }
     Boxes::with(over_samples, from, stage_, [&](const auto* memory, auto* scratch) {

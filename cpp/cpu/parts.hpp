@@ -23,6 +23,20 @@ struct Boxed {
   static constexpr int64_t in_memory = sizeof(T) / sizeof(Element),
                            in_scratch = sizeof(Moved<Element>) / sizeof(Real);
 
+  // Elements of two doubles: where the lanes of a box do not lie side by side, the two do, and the lanes
+  // are one more loop.
+  static UNSHARED_INLINE void pairs(Box& box) {
+    if constexpr (in_memory == 2) {
+      if (box.lanes == 1 || box.lane_memory == 1) {
+        box.lanes *= 2;
+      } else {
+        box.add(box.lanes, 2 * box.lane_memory, 2);
+        box.lanes = 2;
+      }
+      box.lane_memory = 1;
+      box.dense = true;
+    }
+  }
   // use(memory, scratch), as pointers to what boxes count in.
   static UNSHARED_INLINE void with(bool over_samples, auto* memory, Real* scratch,
                                    const auto& use) {

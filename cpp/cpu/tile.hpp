@@ -8,6 +8,7 @@
 
 #include "micro.hpp"
 #include "panel.hpp"
+#include "parts.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -30,6 +31,7 @@ template <class T>
 class Tiler {
  public:
   using Real = typename Scalar<T>::Real;
+  using Sum = Moved<T>;
   static constexpr int reals = Scalar<T>::parts;
   static constexpr bool plain = sizeof(T) == reals * sizeof(Real);
   static constexpr int lanes = Lanes<Real>::count / reals;  // columns per vector
@@ -80,7 +82,8 @@ class Tiler {
         t.c = direct ? reinterpret_cast<Real*>(c) : sums_;
         t.c_row = direct ? inner.second * reals : width;
         t.b_step = b_step_;
-        if (!direct && call_.accumulate) load(c, inner.second, p.c_column, rows, count, width);
+        if (!direct && call_.accumulate)
+          move<true>(c, inner.second, p.c_column, rows, count, width);
         for (int64_t begin = 0; begin == 0 || begin < p.steps; begin += chunk) {
           const int64_t here = lesser(chunk, p.steps - begin);
           if (!in_place && !(packed && chunks == 1)) {
@@ -97,7 +100,7 @@ class Tiler {
           multiply(t, a + begin * p.a_step, inner.first, p.a_step, rows, vectors_here);
           if (p.steps == 0) break;
         }
-        if (!direct) store(c, inner.second, p.c_column, rows, count, width);
+        if (!direct) move<false>(c, inner.second, p.c_column, rows, count, width);
       }
     }
   }
@@ -144,31 +147,30 @@ class Tiler {
     }
   }
 
-  UNSHARED_INLINE void load(const T* c, int64_t c_row, int64_t c_column, int64_t rows,
-                            int64_t count, int64_t width) {
-    for (int64_t m = 0; m < rows; ++m) {
-      Real* sum = sums_ + m * width;
-      for (int64_t j = 0; j < count; ++j) {
-        const auto held = widen(c[m * c_row + j * c_column]);
-        if constexpr (reals == 1) {
-          sum[j] = held;
-        } else {
-          sum[2 * j] = held.re;
-          sum[2 * j + 1] = held.im;
+  // Sums between memory and scratch: as a box, where that has runs worth finding.
+  template <bool in>
+  __attribute__((noinline)) void move(T* c, int64_t c_row, int64_t c_column, int64_t rows,
+                                      int64_t count, int64_t width) {
+    using Boxes = Boxed<T>;
+    constexpr int64_t run = 8;
+    if ((c_row != 1 || rows < run) && (c_column != 1 || count < run)) {
+      for (int64_t m = 0; m < rows; ++m)
+        for (int64_t j = 0; j < count; ++j) {
+          T& at = c[m * c_row + j * c_column];
+          Sum& sum = *reinterpret_cast<Sum*>(sums_ + m * width + j * reals);
+          if constexpr (in)
+            sum = widen(at);
+          else
+            at = round_to<T>(sum);
         }
-      }
+      return;
     }
-  }
-  UNSHARED_INLINE void store(T* c, int64_t c_row, int64_t c_column, int64_t rows, int64_t count,
-                             int64_t width) {
-    for (int64_t m = 0; m < rows; ++m) {
-      const Real* sum = sums_ + m * width;
-      for (int64_t j = 0; j < count; ++j)
-        if constexpr (reals == 1)
-          c[m * c_row + j * c_column] = round_to<T>(sum[j]);
-        else
-          c[m * c_row + j * c_column] = {sum[2 * j], sum[2 * j + 1]};
-    }
+    Box box;
+    box.add(rows, c_row * Boxes::in_memory, width / Boxes::in_scratch);
+    box.lanes = count;
+    box.lane_memory = c_column;
+    Boxes::pairs(box);
+    Boxes::template move<in>(false, box, c, sums_);
   }
 
   const Call& call_;
