@@ -267,26 +267,27 @@ class GatherCell {
                                       int64_t w_next, Real* c, int64_t c_row, bool from_zero) {
     const Nest::Loop& channels = nest.loop[0];
     Nest part = nest;
+    constexpr int64_t lanes = Turned<T>::lanes_of_w;
     const int64_t most = table_steps / plan_.taps;  // whole squares, if there is room for some
-    part.loop[0].count =
-        lesser(channels.count, most < L::count ? most : most / L::count * L::count);
+    part.loop[0].count = lesser(channels.count, most < lanes ? most : most / lanes * lanes);
     const bool gaps = spread(part) != part.total();
     const int64_t tail = positions_ - (part.loop[0].count - 1) * plan_.taps;  // of the last channel
     Turned<T> t{a, w, c, a_row, c_row, g.w_column, 0, small_step_, gaps, false};
     const bool small =
-        L::count * magnitude(g.w_column) * int64_t{sizeof(T)} <= Turned<T>::near_bytes;
-    for (int64_t first = 0; first < columns_; first += L::count) {
-      const bool more = first + L::count < columns_;
-      t.lanes = static_cast<int>(lesser(L::count, columns_ - first));
-      t.c = c + first;
-      t.c_last = lanes_of_c(first / L::count + 1);
+        lanes * magnitude(g.w_column) * int64_t{sizeof(T)} <= Turned<T>::near_bytes;
+    if constexpr (reals == 2) t.signs = &signs_;
+    for (int64_t first = 0; first < columns_; first += lanes) {
+      const bool more = first + lanes < columns_;
+      t.lanes = static_cast<int>(lesser(lanes, columns_ - first));
+      t.c = c + first * reals;
+      t.c_last = lanes_of_c(first / lanes + 1);
       t.ahead = !small ? Turned<T>::some_ahead
-                : more ? L::count * g.w_column
+                : more ? lanes * g.w_column
                        : w_next - first * g.w_column;
       t.from_zero = from_zero;
       for (int64_t from = 0; from < channels.count; from += part.loop[0].count) {
         const int64_t here = lesser(part.loop[0].count, channels.count - from);
-        t.a = a + from * channels.first;
+        t.a = a + from * channels.first * (plan_.staged ? 1 : reals);
         t.w = w + first * g.w_column + from * channels.second;
         t.steps = (here - 1) * plan_.taps + tail;
         turned_rows(t, rows_);
@@ -303,7 +304,9 @@ class GatherCell {
     for (int d = 0; d < nest.depth; ++d)
       positions_ += (nest.loop[d].count - 1) * nest.loop[d].second;
     for (int64_t j = 0; j < positions_; ++j) small_step_[j] = Turned<T>::gap;
-    nest.walk([&](int64_t a, int64_t b) __attribute__((always_inline)) { small_step_[b] = a; });
+    const int scale = plan_.staged ? 1 : reals;
+    nest.walk([&](int64_t a, int64_t b)
+                  __attribute__((always_inline)) { small_step_[b] = a * scale; });
     return positions_;
   }
 

@@ -24,7 +24,8 @@ struct GatherPlan {
   // Over samples, of an element of the small tensor: its parts, and room for them with their signs turned over.
   static constexpr int planes = reals == 2 ? 4 : 1;
   static constexpr int64_t line = 64 / sizeof(Real);
-  static constexpr bool turns = !by_input && reals == 1;  // chains that may ascend in memory
+  // Chains may ascend in memory, and weights have lanes.
+  static constexpr bool turns = !by_input && !std::is_same_v<T, Complex<double>>;
   static constexpr int longest_strip = 32, highest_strip = 8;
   static constexpr int table_steps = Panel<T>::most_steps;  // that are done together
   // Weights are asked for so many steps ahead: from memory, or where a list has asked for them before.

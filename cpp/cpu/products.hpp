@@ -45,6 +45,18 @@ struct Signs {
   }
 };
 
+// Complex elements q as factors of the two parts of p: (q.re, q.im) and (-q.im, q.re), with those signs.
+template <class Real>
+struct PairFactor {
+  using L = Lanes<Real>;
+  typename L::Vector re, im;
+
+  PairFactor() = default;
+  UNSHARED_INLINE PairFactor(typename L::Vector q, const Signs<Real>& signs)
+      : re(turned_over<L>(q, L::load(signs.re))),
+        im(turned_over<L>(swapped<L>(q), L::load(signs.im))) {}
+};
+
 // sum + p q, with q prepared once for all p.
 template <class Element>
 struct Products {
@@ -66,15 +78,11 @@ struct Products<Complex<Real>> {
   using L = Lanes<Complex<Real>>;
   using Vector = typename L::Vector;
   using Reals = Lanes<Real>;
-  struct Factor {  // for the parts of p
-    typename Reals::Vector re, im;
-  };
+  using Factor = PairFactor<Real>;
 
   UNSHARED_INLINE Products(bool conjugate_p, bool conjugate_q) : signs_(conjugate_p, conjugate_q) {}
   UNSHARED_INLINE Factor factor(Vector q) const {
-    const auto v = (typename Reals::Vector)q;
-    return {turned_over<Reals>(v, Reals::load(signs_.re)),
-            turned_over<Reals>(swapped<Reals>(v), Reals::load(signs_.im))};
+    return {(typename Reals::Vector)q, signs_};
   }
   static UNSHARED_INLINE Vector chain(Vector p, Factor q, Vector sum) {
     const auto v = (typename Reals::Vector)p;

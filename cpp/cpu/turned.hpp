@@ -4,13 +4,15 @@
 // Pieces of weights are turned in registers and used from there, so that shuffles and memory work while
 // those before are multiplied. A panel (panel.hpp) is made first and used then: of few rows, that leaves
 // memory idle half of the time. Rows beyond a tile's would turn them again.
+// A step of complex elements is two, of the parts of a, as in micro.hpp.
 // Accumulator: Real (float32 for half types). Order: that of the steps, which ascend in memory.
 #pragma once
 
 #include <utility>
 
 #include "across.hpp"
-#include "stored.hpp"
+#include "mover.hpp"
+#include "products.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -21,6 +23,7 @@ namespace {
 template <class T>
 struct Turned {
   using Real = typename Scalar<T>::Real;
+  static constexpr int lanes_of_w = Lanes<Moved<T>>::count;
   // In a_step: nothing is multiplied with what w has there.
   static constexpr std::int64_t gap = INT64_MIN;
   // What is asked for ahead of its use should wait in a second-level cache: up to so much, all of what
@@ -33,32 +36,45 @@ struct Turned {
   std::int64_t steps;
   const std::int64_t* a_step;
   bool gaps, from_zero;
-  int lanes = Lanes<Real>::count;  // that w has
+  int lanes = lanes_of_w;  // that w has
   int c_last = Lanes<Real>::count;  // that c has
   std::int64_t ahead = 0;  // what lies so much further on in w is asked for
+  const Signs<Real>* signs = nullptr;  // of complex elements
 };
 
 template <class T>
 struct TurnedTiles {
   using Real = typename Scalar<T>::Real;
-  using L = Lanes<Real>;
+  using Sums = Lanes<Real>;
+  using L = Lanes<Moved<T>>;
   using Vector = typename L::Vector;
   using Function = void (*)(const Turned<T>&);
   static constexpr int most_rows = vector_registers == 16 ? 6 : 12;  // beside the pieces
 
   template <int M>
   static void tile(const Turned<T>& t) {
-    Vector sum[M][1];
+    typename Sums::Vector sum[M][1];
     if (t.from_zero) {
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sum[m][0] = L::zero();
+      for (int m = 0; m < M; ++m) sum[m][0] = Sums::zero();
     } else {
-      load_tile<L>(sum, static_cast<const Real*>(t.c), t.c_row, t.c_last);
+      load_tile<Sums>(sum, static_cast<const Real*>(t.c), t.c_row, t.c_last);
     }
     const auto add = [&](std::int64_t step, Vector w) __attribute__((always_inline)) {
-      const Real* const a = t.a + t.a_step[step];
+      const auto add_part = [&](const Real* a, typename Sums::Vector q)
+                                __attribute__((always_inline)) {
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sum[m][0] = L::chain(L::broadcast(a + m * t.a_row), w, sum[m][0]);
+        for (int m = 0; m < M; ++m)
+          sum[m][0] = Sums::chain(Sums::broadcast(a + m * t.a_row), q, sum[m][0]);
+      };
+      const Real* const a = t.a + t.a_step[step];
+      if constexpr (Scalar<T>::parts == 2) {
+        const PairFactor<Real> q((typename Sums::Vector)w, *t.signs);
+        add_part(a, q.re);
+        add_part(a + 1, q.im);
+      } else {
+        add_part(a, w);
+      }
     };
     constexpr int piece = Stored<T>::piece, line = 64 / sizeof(T);
     const std::int64_t steps = t.steps;
@@ -109,7 +125,7 @@ struct TurnedTiles {
       pieces(LanesApart<T, L::count>(t.w, t.apart), std::bool_constant<true>{});
     else
       pieces(LanesApart<T, L::count>(t.w, t.apart), std::bool_constant<false>{});
-    store_tile<L>(sum, t.c, t.c_row, t.c_last, false);
+    store_tile<Sums>(sum, t.c, t.c_row, t.c_last, false);
   }
 
   template <int... m>
