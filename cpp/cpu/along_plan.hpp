@@ -64,7 +64,8 @@ struct AlongPlan {
   const char* reason = nullptr;  // why not
 
   explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
-    if ((2 * columns() > lanes && !thin() && !(complex ? few_pairs() : brief())) ||
+    if ((2 * columns() > lanes && !thin() &&
+         !(complex ? few_pairs() : brief() || short_chains())) ||
         (!complex && half_filled())) {
       reason = "there are channels enough to fill lanes with";
       return;
@@ -167,6 +168,24 @@ struct AlongPlan {
     if (side_by_side && few) return fewer <= 2 * lanes;
     return fewer <= lanes && (taps <= 9 || p.in_channels * out * taps <= many_weights) &&
            (apart || few || (2 * fewer <= lanes + 2 && p.in_channels * out <= 16 * lanes));
+  }
+  // Whether chains of few samples are so short that lanes over channels, which must turn their weights, take
+  // more time all the same. Measured on Zen 4.
+  UNSHARED_INLINE bool short_chains() const {
+    constexpr int64_t few_samples = lanes / 2, fewer_samples = 3, few_products = 64 * lanes;
+    if (face == Face::grad_weight || p.batch > few_samples) return false;
+    const int64_t summed = by_input ? p.out_channels : p.in_channels, taps = taps_of(p);
+    const bool fewer = p.batch <= fewer_samples;
+    if (taps == 1 || by_input) {
+      if (summed == 1 && taps == 1) return true;
+      if ((by_input ? p.w_in_stride : p.w_out_stride) == 1) return false;
+      if (taps > 1) return summed == 1;
+      return summed <= 5 ? by_input || fewer : by_input && fewer && summed <= 16;
+    }
+    const bool apart = p.x_channel_stride != 1;
+    return p.w_out_stride != 1 && p.w_in_stride == 1 && (apart || fewer) &&
+           (summed == 1 ? apart && taps < 16
+                        : lesser(summed * taps, max_extent) * columns() <= few_products);
   }
   // Whether weight gradients are chains of few samples, and so few output channels that the products of a
   // place take no longer than to begin them. Measured on Zen 4.

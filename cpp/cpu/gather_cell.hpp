@@ -273,8 +273,7 @@ class GatherCell {
     const bool gaps = spread(part) != part.total();
     const int64_t tail = positions_ - (part.loop[0].count - 1) * plan_.taps;  // of the last channel
     Turned<T> t{a, w, c, a_row, c_row, g.w_column, 0, small_step_, gaps, false};
-    const bool small =
-        lanes * magnitude(g.w_column) * int64_t{sizeof(T)} <= Turned<T>::near_bytes;
+    const bool small = lanes * magnitude(g.w_column) * int64_t{sizeof(T)} <= Turned<T>::near_bytes;
     if constexpr (reals == 2) t.signs = &signs_;
     for (int64_t first = 0; first < columns_; first += lanes) {
       const bool more = first + lanes < columns_;

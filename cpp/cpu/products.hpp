@@ -81,9 +81,7 @@ struct Products<Complex<Real>> {
   using Factor = PairFactor<Real>;
 
   UNSHARED_INLINE Products(bool conjugate_p, bool conjugate_q) : signs_(conjugate_p, conjugate_q) {}
-  UNSHARED_INLINE Factor factor(Vector q) const {
-    return {(typename Reals::Vector)q, signs_};
-  }
+  UNSHARED_INLINE Factor factor(Vector q) const { return {(typename Reals::Vector)q, signs_}; }
   static UNSHARED_INLINE Vector chain(Vector p, Factor q, Vector sum) {
     const auto v = (typename Reals::Vector)p;
     auto s = (typename Reals::Vector)sum;

@@ -11,6 +11,7 @@
 // ascending, as the nest of a pixel has it. Deterministic: one chain, one worker.
 #pragma once
 
+#include "along_plan.hpp"
 #include "lines.hpp"
 #include "parts.hpp"
 #include "scatter_plan.hpp"
@@ -71,6 +72,9 @@ const char* scatter_declines(const Problem& p) noexcept {
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels;
   const Over over = Plan::lanes_of(p);
   const bool inward = p.w_out_stride == 1, few = 2 * a <= lanes;
+  if (2 * n <= lanes && (b == 1 || (a == 1 && inward)) &&
+      along_declines<T, Face::grad_input>(p) == nullptr)
+    return "one channel: lanes run along pixels";
   const bool filled = 3 * n >= 2 * padded<typename Plan::Real>(n);
   const bool far = over == Over::samples && filled && weights_return_late<T>(p);
   const int64_t least = far && n <= 2 * lanes ? 4 : 12;  // channels of dy, over samples

@@ -61,8 +61,8 @@ struct TurnedTiles {
       load_tile<Sums>(sum, static_cast<const Real*>(t.c), t.c_row, t.c_last);
     }
     const auto add = [&](std::int64_t step, Vector w) __attribute__((always_inline)) {
-      const auto add_part = [&](const Real* a, typename Sums::Vector q)
-                                __attribute__((always_inline)) {
+      const auto add_part = [&](const Real* a,
+                                typename Sums::Vector q) __attribute__((always_inline)) {
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m)
           sum[m][0] = Sums::chain(Sums::broadcast(a + m * t.a_row), q, sum[m][0]);
