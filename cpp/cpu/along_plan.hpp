@@ -33,6 +33,24 @@ UNSHARED_INLINE bool samples_collide(const Problem& p, int64_t batch_stride,
   return p.batch > ways && batch_stride * int64_t{sizeof(T)} % repeats == 0;
 }
 
+// Whether weight gradients are of so few pairs of channels that lanes over channels take more time to bring
+// them side by side than to multiply them. Measured on Zen 4.
+template <class T>
+UNSHARED_INLINE bool few_weights_of_places(const Problem& p) {
+  constexpr int64_t lanes = Lanes<Moved<T>>::count, few_samples = 8,
+                    most_apart = lanes > 8 && sizeof(T) == sizeof(Moved<T>) ? 8 : 3;
+  const int64_t in = p.in_channels, out = p.out_channels, taps = taps_of(p);
+  if (Scalar<T>::parts == 2 || taps == 1 || in > 5 || out > 8 * lanes) return false;
+  const int64_t pairs = in * out, weights = lesser(pairs * taps, max_extent);
+  const bool apart = p.y_channel_stride != 1;
+  if (in > 1 && p.w_in_stride == 1)
+    return pairs <= 6 * lanes && weights <= 48 * lanes && (apart || p.batch <= few_samples);
+  if (p.w_out_stride != 1 && p.batch < 3 && weights > 44 * lanes) return false;
+  if (apart) return pairs <= most_apart * lanes && weights <= 75 * lanes;
+  if (p.batch <= few_samples) return pairs <= 4 * lanes && weights <= 75 * lanes;
+  return 2 * out <= 3 * lanes && pairs <= 3 * lanes && weights <= 50 * lanes;
+}
+
 template <class T, Face face>
 struct AlongPlan {
   using Real = Moved<T>;
@@ -65,7 +83,7 @@ struct AlongPlan {
 
   explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
     if ((2 * columns() > lanes && !thin() &&
-         !(complex ? few_pairs() : brief() || short_chains())) ||
+         !(complex ? few_pairs() : brief() || short_chains() || few_weights())) ||
         (!complex && half_filled())) {
       reason = "there are channels enough to fill lanes with";
       return;
@@ -193,6 +211,9 @@ struct AlongPlan {
     const bool apart = p.x_channel_stride != 1;
     return face == Face::grad_weight && p.out_channels <= 5 && columns() <= 2 * lanes &&
            p.batch <= lanes / (apart ? 2 : 4);
+  }
+  UNSHARED_INLINE bool few_weights() const {
+    return face == Face::grad_weight && few_weights_of_places<T>(p);
   }
   // Whether weight gradients of as many channels as fill half a vector use what is staged for them so
   // often that lanes over channels take less time all the same.

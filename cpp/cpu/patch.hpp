@@ -9,6 +9,7 @@
 // each dw[o, k, a, b] is one chain of one worker. Taps in padding get an empty chain.
 #pragma once
 
+#include "along_plan.hpp"
 #include "stage.hpp"
 #include "weigh_tile.hpp"
 
@@ -76,6 +77,8 @@ const char* patch_declines(const Problem& p) noexcept {
   constexpr int64_t lanes = PatchPlan<T>::L::count;
   if (const char* why = patch_unable<T>(p)) return why;
   if (taps_of(p) == 1) return "there is one tap";
+  if (few_weights_of_places<T>(p) && along_declines<T, Face::grad_weight>(p) == nullptr)
+    return "few pairs of channels: lanes run along places";
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels, columns = a * taps_of(p);
   if (columns < 64 && n > 2 && p.y_channel_stride != 1)
     return "dy of a place, far apart, would be fetched for few weights";
