@@ -34,21 +34,26 @@ UNSHARED_INLINE bool samples_collide(const Problem& p, int64_t batch_stride,
 }
 
 // Whether weight gradients are of so few pairs of channels that lanes over channels take more time to bring
-// them side by side than to multiply them. Measured on Zen 4.
+// them side by side than to multiply them; fewer, if places leave much of their last vector empty. Measured
+// on Zen 4.
 template <class T>
 UNSHARED_INLINE bool few_weights_of_places(const Problem& p) {
-  constexpr int64_t lanes = Lanes<Moved<T>>::count, few_samples = 8,
-                    most_apart = lanes > 8 && sizeof(T) == sizeof(Moved<T>) ? 8 : 3;
+  constexpr int64_t lanes = Lanes<Moved<T>>::count, few_samples = 8, some_weights = 44 * lanes,
+                    most_weights = 75 * lanes;
+  constexpr int64_t most_apart = lanes > 8 && sizeof(T) == sizeof(Moved<T>) ? 8 : 3;
   const int64_t in = p.in_channels, out = p.out_channels, taps = taps_of(p);
   if (Scalar<T>::parts == 2 || taps == 1 || in > 5 || out > 8 * lanes) return false;
   const int64_t pairs = in * out, weights = lesser(pairs * taps, max_extent);
-  const bool apart = p.y_channel_stride != 1;
+  const bool apart = p.y_channel_stride != 1, few = p.batch <= few_samples;
+  const int64_t places = p.axes[p.axis_count - 1].output;
+  const bool filled = 3 * places >= 2 * padded<Moved<T>>(places);
+  if (weights > (filled ? most_weights : some_weights)) return false;
   if (in > 1 && p.w_in_stride == 1)
-    return pairs <= 6 * lanes && weights <= 48 * lanes && (apart || p.batch <= few_samples);
-  if (p.w_out_stride != 1 && p.batch < 3 && weights > 44 * lanes) return false;
-  if (apart) return pairs <= most_apart * lanes && weights <= 75 * lanes;
-  if (p.batch <= few_samples) return pairs <= 4 * lanes && weights <= 75 * lanes;
-  return 2 * out <= 3 * lanes && pairs <= 3 * lanes && weights <= 50 * lanes;
+    return pairs <= (filled ? 6 : 3) * lanes && weights <= 48 * lanes && (apart || few);
+  if (p.w_out_stride != 1 && p.batch < 3 && weights > some_weights) return false;
+  if (apart) return pairs <= (filled ? most_apart : 3) * lanes;
+  if (few) return pairs <= (filled ? 4 : 2) * lanes;
+  return 2 * out <= 3 * lanes && pairs <= (filled ? 3 : 1) * lanes && weights <= 50 * lanes;
 }
 
 template <class T, Face face>
