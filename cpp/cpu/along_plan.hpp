@@ -33,6 +33,12 @@ UNSHARED_INLINE bool samples_collide(const Problem& p, int64_t batch_stride,
   return p.batch > ways && batch_stride * int64_t{sizeof(T)} % repeats == 0;
 }
 
+// Whether so many cells leave at most a third of their vectors empty.
+template <class Real>
+UNSHARED_INLINE bool fill_lanes(int64_t cells) {
+  return 3 * cells >= 2 * padded<Real>(cells);
+}
+
 // Whether weight gradients are of so few pairs of channels that lanes over channels take more time to bring
 // them side by side than to multiply them; fewer, if places leave much of their last vector empty. Measured
 // on Zen 4.
@@ -45,8 +51,7 @@ UNSHARED_INLINE bool few_weights_of_places(const Problem& p) {
   if (Scalar<T>::parts == 2 || taps == 1 || in > 5 || out > 8 * lanes) return false;
   const int64_t pairs = in * out, weights = lesser(pairs * taps, max_extent);
   const bool apart = p.y_channel_stride != 1, few = p.batch <= few_samples;
-  const int64_t places = p.axes[p.axis_count - 1].output;
-  const bool filled = 3 * places >= 2 * padded<Moved<T>>(places);
+  const bool filled = fill_lanes<Moved<T>>(p.axes[p.axis_count - 1].output);
   if (weights > (filled ? most_weights : some_weights)) return false;
   if (in > 1 && p.w_in_stride == 1)
     return pairs <= (filled ? 6 : 3) * lanes && weights <= 48 * lanes && (apart || few);
@@ -198,6 +203,7 @@ struct AlongPlan {
     constexpr int64_t few_samples = lanes / 2, fewer_samples = 3, few_products = 64 * lanes;
     if (face == Face::grad_weight || p.batch > few_samples) return false;
     const int64_t summed = by_input ? p.out_channels : p.in_channels, taps = taps_of(p);
+    if (taps == 1 && !fill_lanes<Real>(cells(p.axes[p.axis_count - 1]))) return false;
     const bool fewer = p.batch <= fewer_samples;
     if (taps == 1 || by_input) {
       if (summed == 1 && taps == 1) return true;
