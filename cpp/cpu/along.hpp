@@ -1,5 +1,7 @@
 // Kernel "along", whose lanes run along an axis of places or groups: for few channels (depthwise, a
-// scale for every pixel, one filter along a line), where lanes over channels would stay empty.
+// scale for every pixel, one filter along a line), where lanes over channels would stay empty; and where
+// they would take longer to fill than to use: weight gradients of few input channels, few samples of short
+// chains. Complex elements stay as they lie in memory: products.hpp takes their parts apart.
 //
 // along_plan.hpp says which axis, and how cells are cut into blocks; along_block.hpp what a block
 // sees; along_gather.hpp and along_weights.hpp compute one, along_planes.hpp one of several rows of
