@@ -124,8 +124,8 @@ DEFECTS = [
     Defect(
         "complex, lanes over cells: the signs of an imaginary part forgotten",
         "cpp/cpu/products.hpp",
-        "turned_over<Reals>(swapped<Reals>(v), Reals::load(signs_.im))",
-        "swapped<Reals>(v)",
+        "im(turned_over<L>(swapped<L>(q), L::load(signs.im)))",
+        "im(swapped<L>(q))",
     ),
     Defect(
         "wrong sign of a conjugation",
