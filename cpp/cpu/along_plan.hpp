@@ -48,10 +48,12 @@ UNSHARED_INLINE bool few_weights_of_places(const Problem& p) {
                     most_weights = 75 * lanes;
   constexpr int64_t most_apart = lanes > 8 && sizeof(T) == sizeof(Moved<T>) ? 8 : 3;
   const int64_t in = p.in_channels, out = p.out_channels, taps = taps_of(p);
-  if (Scalar<T>::parts == 2 || taps == 1 || in > 5 || out > 8 * lanes) return false;
+  const Axis& last = p.axes[p.axis_count - 1];
+  if (Scalar<T>::parts == 2 || taps == 1 || last.stride != 1 || in > 5 || out > 8 * lanes)
+    return false;
   const int64_t pairs = in * out, weights = lesser(pairs * taps, max_extent);
   const bool apart = p.y_channel_stride != 1, few = p.batch <= few_samples;
-  const bool filled = fill_lanes<Moved<T>>(p.axes[p.axis_count - 1].output);
+  const bool filled = fill_lanes<Moved<T>>(last.output);
   if (weights > (filled ? most_weights : some_weights)) return false;
   if (in > 1 && p.w_in_stride == 1)
     return pairs <= (filled ? 6 : 3) * lanes && weights <= 48 * lanes && (apart || few);
@@ -203,13 +205,15 @@ struct AlongPlan {
     constexpr int64_t few_samples = lanes / 2, fewer_samples = 3, few_products = 64 * lanes;
     if (face == Face::grad_weight || p.batch > few_samples) return false;
     const int64_t summed = by_input ? p.out_channels : p.in_channels, taps = taps_of(p);
-    if (taps == 1 && !fill_lanes<Real>(cells(p.axes[p.axis_count - 1]))) return false;
+    const Axis& last = p.axes[p.axis_count - 1];
+    if (last.stride != 1 || (taps == 1 && !fill_lanes<Real>(cells(last)))) return false;
     const bool fewer = p.batch <= fewer_samples;
     if (taps == 1 || by_input) {
       if (summed == 1 && taps == 1) return true;
       if ((by_input ? p.w_in_stride : p.w_out_stride) == 1) return false;
       if (taps > 1) return summed == 1;
-      return summed <= 5 ? by_input || fewer : by_input && fewer && summed <= 16;
+      if (fewer) return summed <= (by_input ? 16 : 5);
+      return by_input && summed <= 5 && 2 * columns() <= 3 * lanes;
     }
     const bool apart = p.x_channel_stride != 1;
     return p.w_out_stride != 1 && p.w_in_stride == 1 && (apart || fewer) &&

@@ -72,7 +72,7 @@ const char* scatter_declines(const Problem& p) noexcept {
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels;
   const Over over = Plan::lanes_of(p);
   const bool inward = p.w_out_stride == 1, few = 2 * a <= lanes;
-  if (2 * n <= lanes && (b == 1 || (a == 1 && inward)) &&
+  if (2 * n <= lanes && p.axes[p.axis_count - 1].stride == 1 && (b == 1 || (a == 1 && inward)) &&
       along_declines<T, Face::grad_input>(p) == nullptr)
     return "one channel: lanes run along pixels";
   const bool filled = 3 * n >= 2 * padded<typename Plan::Real>(n);
