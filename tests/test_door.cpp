@@ -144,6 +144,13 @@ TEST_CASE("explain names the kernel and what declined before it") {
     CHECK(
         explain(parse_problem("n1 a40>b80 i7x7 k3x3"), Face::grad_weight, DType::float32).kernel ==
         "patch");
+    CHECK(
+        explain(parse_problem("n4 a1>b12 i28x28 k3x3"), Face::grad_weight, DType::float32).kernel ==
+        "along");
+    // A stride leaves five pixels to a phase.
+    CHECK(explain(parse_problem("n1 a1>b50 i20x20 k12x12 s4 w:oakb"), Face::grad_input,
+                  DType::float32)
+              .kernel == "scatter");
     CHECK(explain(wide, Face::grad_weight, DType::float64).kernel == "weigh");
     CHECK(explain(wide, Face::grad_weight, DType::complex64).kernel == "tiles");
     CHECK(explain(parse_problem("n2 a1>b1 i2048 k3"), Face::forward, DType::complex64).kernel ==

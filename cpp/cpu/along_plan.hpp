@@ -43,7 +43,7 @@ UNSHARED_INLINE bool fill_lanes(int64_t cells) {
 // them side by side than to multiply them; fewer, if places leave much of their last vector empty. Measured
 // on Zen 4.
 template <class T>
-UNSHARED_INLINE bool few_weights_of_places(const Problem& p) {
+UNSHARED_INLINE bool few_weights(const Problem& p) {
   constexpr int64_t lanes = Lanes<Moved<T>>::count, few_samples = 8, some_weights = 44 * lanes,
                     most_weights = 75 * lanes;
   constexpr int64_t most_apart = lanes > 8 && sizeof(T) == sizeof(Moved<T>) ? 8 : 3;
@@ -94,9 +94,7 @@ struct AlongPlan {
   const char* reason = nullptr;  // why not
 
   explicit UNSHARED_INLINE AlongPlan(const Problem& problem) : p(problem) {
-    if ((2 * columns() > lanes && !thin() &&
-         !(complex ? few_pairs() : brief() || short_chains() || few_weights())) ||
-        (!complex && half_filled())) {
+    if (filled()) {
       reason = "there are channels enough to fill lanes with";
       return;
     }
@@ -166,6 +164,13 @@ struct AlongPlan {
            : face == Face::grad_input ? p.in_channels
                                       : greater(p.in_channels, p.out_channels);
   }
+  // Whether lanes over channels are filled, and take less time than lanes over places.
+  UNSHARED_INLINE bool filled() const {
+    const bool half = 2 * columns() > lanes && !thin();
+    if (complex) return half && !few_pairs();
+    const bool few = face == Face::grad_weight && few_weights<T>(p);
+    return half_filled() || (half && !few && !brief() && !short_chains());
+  }
   // Whether lanes over channels would spend their time on bringing them side by side: for a few
   // multiplications with each element, and channels that do not lie so.
   UNSHARED_INLINE bool thin() const {
@@ -226,9 +231,6 @@ struct AlongPlan {
     const bool apart = p.x_channel_stride != 1;
     return face == Face::grad_weight && p.out_channels <= 5 && columns() <= 2 * lanes &&
            p.batch <= lanes / (apart ? 2 : 4);
-  }
-  UNSHARED_INLINE bool few_weights() const {
-    return face == Face::grad_weight && few_weights_of_places<T>(p);
   }
   // Whether weight gradients of as many channels as fill half a vector use what is staged for them so
   // often that lanes over channels take less time all the same.

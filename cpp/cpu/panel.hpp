@@ -116,12 +116,11 @@ class Panel {
   UNSHARED_INLINE void make_pairs(Real* panel, int64_t steps, int64_t width,
                                   const Signs<Real>& signs) const {
     using L = Lanes<Real>;
-    const auto re = L::load(signs.re), im = L::load(signs.im);
     for (int64_t t = 0; t < steps; ++t, panel += 2 * width)
       for (int64_t j = 0; j < width; j += L::count) {
-        const auto q = L::load(panel + j);
-        L::store(panel + j, turned_over<L>(q, re));
-        L::store(panel + width + j, turned_over<L>(swapped<L>(q), im));
+        const PairFactor<Real> q(L::load(panel + j), signs);
+        L::store(panel + j, q.re);
+        L::store(panel + width + j, q.im);
       }
   }
 

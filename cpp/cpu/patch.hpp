@@ -77,7 +77,7 @@ const char* patch_declines(const Problem& p) noexcept {
   constexpr int64_t lanes = PatchPlan<T>::L::count;
   if (const char* why = patch_unable<T>(p)) return why;
   if (taps_of(p) == 1) return "there is one tap";
-  if (few_weights_of_places<T>(p) && along_declines<T, Face::grad_weight>(p) == nullptr)
+  if (few_weights<T>(p) && along_declines<T, Face::grad_weight>(p) == nullptr)
     return "few pairs of channels: lanes run along places";
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels, columns = a * taps_of(p);
   if (columns < 64 && n > 2 && p.y_channel_stride != 1)
