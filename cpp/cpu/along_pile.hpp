@@ -127,6 +127,7 @@ class AlongPile : public AlongBlock<T, face> {
             box.add(loop.count, loop.memory, loop.scratch);
         }
         this->add_lanes(box, lanes);
+        box.distant = true;
         if constexpr (in)
           stage(box, memory, scratch);
         else

@@ -45,6 +45,7 @@ struct Box {
   }
 
   bool dense = false;  // rows of scratch are not whole vectors apart: no squares
+  bool distant = false;  // memory is in no cache: what comes next of it is asked for
 
   UNSHARED_INLINE bool operator==(const Box& other) const {
     bool same = depth == other.depth && lanes == other.lanes && lane_memory == other.lane_memory;
@@ -282,6 +283,7 @@ struct Mover {
     const int64_t lanes = box.lanes;
     const bool far = box.depth > 0 && magnitude(box.lane_memory) > magnitude(box.loop[0].memory);
     const int64_t step = far ? L::count : lanes;
+    if (box.distant && box.depth > 0) ahead = box.loop[box.depth - 1].memory;
     for (int64_t l = 0; l < lanes; l += step) {
       box.lanes = lesser(step, lanes - l);
       move(box, fast, true, memory + l * box.lane_memory, scratch + l, ahead);

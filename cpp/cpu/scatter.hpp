@@ -27,7 +27,7 @@ namespace {
 template <class T>
 UNSHARED_INLINE const char* scatter_unable(const Problem& p) {
   if (!ScatterPlan<T>::possible) return "elements of two doubles are not moved as they are";
-  if (Scalar<T>::parts == 2 && !taps_lie_side_by_side(p))
+  if (Scalar<T>::parts == 2 && p.w_out_stride != 1 && !taps_lie_side_by_side(p))
     return "a pixel's complex weights are whole lines as well";
   const int64_t taps = taps_of(p);
   if (taps == 1) return "there is one tap";
@@ -72,13 +72,25 @@ const char* scatter_declines(const Problem& p) noexcept {
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels;
   const Over over = Plan::lanes_of(p);
   const bool inward = p.w_out_stride == 1, few = 2 * a <= lanes;
-  if (2 * n <= lanes && p.axes[p.axis_count - 1].stride == 1 && (b == 1 || (a == 1 && inward)) &&
+  const int64_t taps = taps_of(p);
+  const bool in_line = p.axes[p.axis_count - 1].stride == 1;
+  if (Plan::turns_pairs(p)) {
+    // Measured on Zen 4, with v3 and v4: 1 to 64 samples, 1 to 128 and 2 to 512 channels, kernels of 2x2 to
+    // 7x7.
+    const bool one_tile = n <= most_rows_turned;
+    if (few && b * taps < (in_line ? 256 : 128) * (one_tile ? 1 : 4)) return brief;
+    if (b == 1 || b * taps < 12) return near_by;
+    if (one_tile) return nullptr;
+    const bool last = p.y_channel_stride == 1;
+    const int64_t tall = last ? 128 : lesser(n, 64) * (few_registers ? 2 : 1);
+    return b < tall || a > (last ? 24 : 128) ? again : nullptr;
+  }
+  if (2 * n <= lanes && in_line && (b == 1 || (a == 1 && inward)) &&
       along_declines<T, Face::grad_input>(p) == nullptr)
     return "one channel: lanes run along pixels";
   const bool filled = 3 * n >= 2 * padded<typename Plan::Real>(n);
   const bool far = over == Over::samples && filled && weights_return_late<T>(p);
   const int64_t least = far && n <= 2 * lanes ? 4 : 12;  // channels of dy, over samples
-  const int64_t taps = taps_of(p);
   if (taps_lie_side_by_side(p)) {
     const bool small = taps * a * b * int64_t{sizeof(T)} <= 16 * 1024;
     if (n > 4 * (p.x_channel_stride == 1 ? Plan::line : lanes) && small &&
@@ -164,6 +176,7 @@ class Scatter {
                       w_part_step_[1]);
           continue;
         }
+      turned_step_[t] = t * reals;
       for (int64_t q = reals * t; q < reals * (t + 1); ++q)
         dy_step_[q] = q * (over_samples() ? lanes() : 1);
     }
@@ -433,9 +446,8 @@ class Scatter {
   // Rows: samples; vectors: `count` weights `apart` in memory, of columns or of columns and taps.
   UNSHARED_INLINE void rows_of_samples(const Real* dy, const T* w, int64_t apart, int64_t count,
                                        int64_t steps, int64_t next, Real* c, int64_t c_row) {
-    if constexpr (reals == 1)
-      if (plan_.packed && rows_ <= most_rows_turned)
-        return columns_turned(dy, w, apart, count, steps, next, c, c_row);
+    if (plan_.packed && rows_ <= most_rows_turned)
+      return columns_turned(dy, w, apart, count, steps, next, c, c_row);
     const int64_t lanes_of_w = count * reals;
     int64_t most = deepest(rows_);
     if (plan_.packed) most = greater(1, lesser(most, Plan::panel_reals / (steps * L::count)));
@@ -473,16 +485,18 @@ class Scatter {
   // The same without a panel.
   UNSHARED_INLINE void columns_turned(const Real* dy, const T* w, int64_t apart, int64_t count,
                                       int64_t steps, int64_t next, Real* c, int64_t c_row) {
-    Turned<T> t{dy, w, c, y_row_, c_row, apart, steps, dy_step_, false, false};
+    Turned<T> t{dy, w, c, y_row_, c_row, apart, steps, turned_step_, false, false};
+    if constexpr (reals == 2) t.signs = &signs_;
+    constexpr int64_t lanes_of_w = Turned<T>::lanes_of_w;
     const int64_t place = p.axes[z_].w_place_stride;
     const bool small = magnitude(place) * int64_t{sizeof(T)} <= place_bytes;
-    for (int64_t first = 0; first < count; first += L::count) {
-      const bool more = first + L::count < count;
-      t.ahead = small ? place : more ? L::count * apart : next - first * apart;
-      t.lanes = static_cast<int>(lesser(L::count, count - first));
+    for (int64_t first = 0; first < count; first += lanes_of_w) {
+      const bool more = first + lanes_of_w < count;
+      t.ahead = small ? place : more ? lanes_of_w * apart : next - first * apart;
+      t.lanes = static_cast<int>(lesser(lanes_of_w, count - first));
       if (plan_.direct) t.c_last = t.lanes;
       turned_rows(t, rows_);
-      t.w += L::count * apart;
+      t.w += lanes_of_w * apart;
       t.c += L::count;
     }
   }
@@ -559,6 +573,7 @@ class Scatter {
   Tap taps_[Plan::most_taps];
   Widened<T> widened_;
   int64_t widened_at_[Plan::most_taps];  // the taps at hand, in the panel
+  int64_t turned_step_[most_steps];
   int64_t w_step_[2 * most_steps], dy_step_[reals * most_steps], panel_step_[most_steps];
   // Over samples, of complex elements: the steps of w for either part of the sums, of dy for the imaginary one.
   static constexpr int part_steps = reals == 2 ? 2 * most_steps : 1;

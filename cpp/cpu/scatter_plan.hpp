@@ -4,6 +4,7 @@
 
 #include "micro.hpp"
 #include "stage.hpp"
+#include "turned.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -73,12 +74,18 @@ struct ScatterPlan {
     return plain && reals == 1 && p.x_channel_stride == 1;
   }
   static UNSHARED_INLINE Over lanes_of(const Problem& p) {
-    if (samples_fill_lanes(p) && !runs_of_columns(p)) return Over::samples;
+    if (samples_fill_lanes(p) && !runs_of_columns(p) && !turns_pairs(p)) return Over::samples;
     if (taps_lie_side_by_side(p)) return Over::joint;
     const bool filled = 2 * p.in_channels >= padded<Real>(p.in_channels);
     const bool dense = p.w_out_stride == 1 ? taps_lie_side_by_side(p, p.out_channels)
                                            : columns_lie_between_taps(p);
     return filled || !dense ? Over::columns : Over::joint;
+  }
+
+  // Whether complex weights have their channels of y innermost: no panel is made of those, they are turned
+  // in registers for a tile of samples after the other.
+  static UNSHARED_INLINE bool turns_pairs(const Problem& p) {
+    return reals == 2 && p.w_out_stride == 1 && !taps_lie_side_by_side(p);
   }
 
   // Whether samples fill lanes better than columns or taps do: a vector of them, or half of one, if channels
@@ -174,7 +181,8 @@ struct ScatterPlan {
       }
     } else {
       const int64_t joint = over == Over::columns ? 1 : taps * (whole ? p.in_channels : 1);
-      rows = even(n, lesser(32, greater(1, tile_reals / spaced<Real>(joint * reals))));
+      const int64_t tallest = turns_pairs(p) ? most_rows_turned : 32;
+      rows = even(n, lesser(tallest, greater(1, tile_reals / spaced<Real>(joint * reals))));
       if (direct)
         choose(widest_direct(p), widest_direct(p));
       else if (whole)
