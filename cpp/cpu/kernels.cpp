@@ -106,7 +106,7 @@ void run_scatter(const Problem& p, const Call& call) noexcept {
 
 template <class T>
 void run_weigh(const Problem& p, const Call& call) noexcept {
-  if constexpr (Scalar<T>::parts == 1) {
+  if constexpr (!std::is_same_v<T, Complex<double>>) {
     const WeighPlan<T> plan(p);
     Planned<Weigh<T>, WeighPlan<T>>{p, call, plan}.run(WeighPlan<T>::items(p, plan, call));
   }
@@ -116,7 +116,7 @@ void run_weigh(const Problem& p, const Call& call) noexcept {
 
 template <class T>
 void run_patch(const Problem& p, const Call& call) noexcept {
-  if constexpr (Scalar<T>::parts == 1) {
+  if constexpr (!std::is_same_v<T, Complex<double>>) {
     // A patch has no way to leave out padding, where sums that are there must stay.
     if (call.accumulate && any_tap_in_padding(p)) {
       if (weigh_declines<T>(p) == nullptr) return run_weigh<T>(p, call);

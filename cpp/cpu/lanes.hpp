@@ -537,6 +537,11 @@ struct PairLanes : DoubleLanes {
     return vbslq_f64(m, on, off);
 #endif
   }
+  static UNSHARED_INLINE Vector broadcast(const Element* p) {
+    double pair;
+    __builtin_memcpy(&pair, p, sizeof(Element));
+    return DoubleLanes::broadcast(&pair);
+  }
   static UNSHARED_INLINE Vector load(const Element* p) { return DoubleLanes::load(as(p)); }
   static UNSHARED_INLINE void store(Element* p, Vector v) { DoubleLanes::store(as(p), v); }
   static UNSHARED_INLINE Piece load_piece(const Element* p) {

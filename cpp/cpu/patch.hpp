@@ -20,8 +20,9 @@ namespace {
 
 template <class T>
 struct PatchPlan {
-  using Real = typename Scalar<T>::Real;
+  using Real = Moved<T>;
   using L = Lanes<Real>;
+  static constexpr int factors = Scalar<T>::parts;  // in scratch, of an element of dy
   static constexpr int64_t line = 64 / sizeof(Real);
   static constexpr int most_samples = 64, longest_strip = 16;
   static constexpr int64_t window_reals = 240 * 1024 / sizeof(Real);
@@ -52,7 +53,7 @@ struct PatchPlan {
            window_of(last, false, places + 1) * pixel <= window_reals)
       ++places;
     strips = greater(1, ceil_div(last.output, places));
-    channels = lesser(greater(1, p.out_channels), dy_reals / n / line * line - line);
+    channels = lesser(greater(1, p.out_channels), dy_reals / factors / n / line * line - line);
     items = parts * strips * Cell::count(p, Face::grad_weight) / greater(1, last.output);
   }
 };
@@ -60,7 +61,8 @@ struct PatchPlan {
 // Why it cannot, or nullptr.
 template <class T>
 UNSHARED_INLINE const char* patch_unable(const Problem& p) {
-  if (Scalar<T>::parts == 2) return "complex samples must be made pairs of";
+  if (std::is_same_v<T, Complex<double>>)
+    return "elements of two doubles are not moved as they are";
   if (p.batch == 0) return "there is no sample";
   if (!taps_lie_side_by_side(p)) return "the taps of a place do not lie side by side";
   if (PatchPlan<T>(p).width == 0) return "a patch does not fit into scratch";
@@ -96,6 +98,8 @@ class Patch {
   using Plan = PatchPlan<T>;
   using Real = typename Plan::Real;
   using L = typename Plan::L;
+  using Part = typename Scalar<T>::Real;
+  static constexpr bool complex = Scalar<T>::parts == 2;
 
  public:
   UNSHARED_INLINE Patch(const Problem& problem, const Call& call, const Plan& plan)
@@ -103,6 +107,7 @@ class Patch {
         call_(call),
         plan_(plan),
         z_(problem.axis_count - 1),
+        signs_(call.conjugate_first, call.conjugate_second),
         around_(!call.accumulate && beyond_caches<T>(problem)) {
     for (int s = 0; s <= z_; ++s) spacing_[s] = spacing_of(p.axes[s], false);
   }
@@ -224,7 +229,11 @@ class Patch {
       stage(box, y + b * p.y_channel_stride, dy_);
       if (!whole_)
         for (int64_t n = 0; n < p.batch; ++n)
-          finite_ = all_finite(dy_ + n * y_row, rows) && finite_;
+          finite_ =
+              all_finite(reinterpret_cast<const Part*>(dy_ + n * y_row), Scalar<T>::parts * rows) &&
+              finite_;
+      if constexpr (complex)
+        make_factors(reinterpret_cast<Part*>(dy_), 2 * p.batch * y_row, signs_);
       // Some rows at a time, each from end to end: memory takes long runs better.
       for (int64_t first = 0; first < rows; first += rows_at_a_time) {
         const int64_t here = lesser(rows_at_a_time, rows - first);
@@ -238,7 +247,7 @@ class Patch {
       }
     }
   }
-  static UNSHARED_INLINE bool all_finite(const Real* v, int64_t count) {
+  static UNSHARED_INLINE bool all_finite(const Part* v, int64_t count) {
     int finite = 1;
     for (int64_t j = 0; j < count; ++j) finite &= v[j] - v[j] == 0;
     return finite != 0;
@@ -265,6 +274,7 @@ class Patch {
     t.b_step = spaced<Real>(plan_.width * plan_.taps);
     t.c_row = c_row;
     t.steps = p.batch;
+    t.second = p.batch * y_row;
     t.last = static_cast<int>(last);
     t.from_zero = !call_.accumulate;
     t.in_ahead = reinterpret_cast<const char*>(patch_);
@@ -275,7 +285,7 @@ class Patch {
                  (plain || V % 2 == 0);  // whole lines
       t.out_row = t.around ? 0 : c_row * int64_t{sizeof(T)};
       t.out_ahead = reinterpret_cast<const char*>(t.c + height * c_row);
-      WeighedTiles<T, V>::All::of_rows[height - 1](t);
+      WeighedTiles<T, complex, V>::All::of_rows[height - 1](t);
       t.a += height;
       t.c += height * c_row;
       row += height;
@@ -285,6 +295,7 @@ class Patch {
   const Call& call_;
   const Plan& plan_;
   const int z_;  // the last axis
+  const Signs<Part> signs_;
   const bool around_;
   Spacing spacing_[max_axes];
   Reach reach_[max_axes];
@@ -297,7 +308,8 @@ class Patch {
   alignas(64) Real dy_[Plan::dy_reals + L::count];
 };
 
-static_assert(sizeof(Patch<float>) <= most_scratch && sizeof(Patch<double>) <= most_scratch);
+static_assert(sizeof(Patch<float>) <= most_scratch && sizeof(Patch<double>) <= most_scratch &&
+              sizeof(Patch<Complex<float>>) <= most_scratch);
 
 }  // namespace
 }  // namespace unshared

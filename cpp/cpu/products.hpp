@@ -57,6 +57,17 @@ struct PairFactor {
         im(turned_over<L>(swapped<L>(q), L::load(signs.im))) {}
 };
 
+// The same of `count` reals in scratch, in place, and behind them the second factors.
+template <class Real>
+UNSHARED_INLINE void make_factors(Real* q, std::int64_t count, const Signs<Real>& signs) {
+  using L = Lanes<Real>;
+  for (std::int64_t j = 0; j < count; j += L::count) {
+    const PairFactor<Real> factor(L::load(q + j), signs);
+    L::store(q + j, factor.re);
+    L::store(q + count + j, factor.im);
+  }
+}
+
 // sum + p q, with q prepared once for all p.
 template <class Element>
 struct Products {

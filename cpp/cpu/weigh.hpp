@@ -19,16 +19,16 @@ namespace {
 template <class T>
 class Weigh {
  public:
-  using Real = typename Scalar<T>::Real;
-  using L = Lanes<Real>;
-
   using Plan = WeighPlan<T>;
+  using Real = typename Plan::Real;
+  using L = typename Plan::L;
 
   UNSHARED_INLINE Weigh(const Problem& problem, const Call& call, const Plan& plan)
       : p(problem),
         call_(call),
         plan_(plan),
         z_(problem.axis_count - 1),
+        signs_(call.conjugate_first, call.conjugate_second),
         around_(plan.direct && !call.accumulate && beyond_caches<T>(problem) &&
                 (plain || columns_of(problem, plan) % (2 * L::count) == 0)),
         copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem, 64)) {
@@ -59,7 +59,8 @@ class Weigh {
   }
 
  private:
-  static constexpr bool plain = Plan::plain;
+  static constexpr bool plain = Plan::plain, complex = Scalar<T>::parts == 2;
+  using Part = typename Scalar<T>::Real;
   static constexpr int longest_strip = Plan::longest_strip, most_tap_rows = Plan::most_tap_rows;
   static constexpr int most_fed = 512;
   static constexpr int64_t arena_reals = Plan::arena_reals, sums_reals = Plan::sums_reals;
@@ -295,8 +296,13 @@ class Weigh {
     box.add(here_.places, p.axes[z_].y_stride, p.batch * plan_.y_block);
     box.lanes = y_.count();
     box.lane_memory = p.y_channel_stride;
-    stage(box, y + y_.begin * p.y_channel_stride, arena_ + plan_.window_reals);
+    Real* const to = arena_ + plan_.window_reals;
+    stage(box, y + y_.begin * p.y_channel_stride, to);
+    if constexpr (complex)
+      if (plan_.over_input) make_factors(reinterpret_cast<Part*>(to), 2 * second(), signs_);
   }
+  // How far behind the first factors of complex elements of dy the second ones are.
+  UNSHARED_INLINE int64_t second() const { return here_.places * p.batch * plan_.y_block; }
 
   // One place, all taps staged, one block of channels each.
   UNSHARED_INLINE void weigh(T* result, int64_t j) {
@@ -319,6 +325,8 @@ class Weigh {
       t.steps = p.batch;
       t.last = L::count;
       t.from_zero = !call_.accumulate;
+      t.signs = &signs_;
+      t.second = second();
       return t;
     };
     if (plan_.direct) {
@@ -466,16 +474,23 @@ class Weigh {
       const Out* const beside = vectors > 0 ? c + wide * L::count : next;
       t.a = a;
       t.c = c;
-      if (wide == 1) tiles<1>(t, rows, beside);
-      if (wide == 2) tiles<2>(t, rows, beside);
-      if (wide == 3) tiles<3>(t, rows, beside);
-      if constexpr (weighed_vectors == 4)
-        if (wide == 4) tiles<4>(t, rows, beside);
+      if (complex && plan_.over_input)
+        tiles_of<complex>(t, wide, rows, beside);
+      else
+        tiles_of<false>(t, wide, rows, beside);
       t.b += wide * L::count;
       c += wide * L::count;
     }
   }
-  template <int V, class Out>
+  template <bool by_b, class Out>
+  UNSHARED_INLINE void tiles_of(Weighed<Out>& t, int64_t wide, int64_t rows, const Out* next) {
+    if (wide == 1) tiles<by_b, 1>(t, rows, next);
+    if (wide == 2) tiles<by_b, 2>(t, rows, next);
+    if (wide == 3) tiles<by_b, 3>(t, rows, next);
+    if constexpr (weighed_vectors == 4)
+      if (wide == 4) tiles<by_b, 4>(t, rows, next);
+  }
+  template <bool by_b, int V, class Out>
   UNSHARED_INLINE void tiles(Weighed<Out>& t, int64_t rows, const Out* next) {
     int64_t count = ceil_div(rows, weighed_rows_of[V]);
     for (int64_t row = 0; row < rows; --count) {
@@ -492,7 +507,7 @@ class Weigh {
         t.in_step = fed_ < feed_x_ ? x_step_ : y_step_;
         t.in_ahead = feed_[fed_++];
       }
-      WeighedTiles<Out, V>::All::of_rows[height - 1](t);
+      WeighedTiles<Out, by_b, V>::All::of_rows[height - 1](t);
       t.a += height;
       t.c += height * t.c_row;
       row += height;
@@ -514,6 +529,7 @@ class Weigh {
   const Call& call_;
   const Plan& plan_;
   const int z_;  // the last axis
+  const Signs<Part> signs_;
   const bool around_;  // whether tiles write around the caches
   const bool copies_around_;  // whether sums that passed through scratch do
   int64_t tap_step_[max_axes], partner_step_[max_axes];
@@ -530,8 +546,8 @@ class Weigh {
 
 template <class T>
 const char* weigh_declines(const Problem& p) noexcept {
-  if constexpr (Scalar<T>::parts == 2) {
-    return "complex products take two steps each";
+  if constexpr (std::is_same_v<T, Complex<double>>) {
+    return "elements of two doubles are not moved as they are";
   } else {
     if (p.batch == 0) return "there are no samples to stage";
     const WeighPlan<T> plan(p);
@@ -545,7 +561,7 @@ const char* weigh_declines(const Problem& p) noexcept {
 }
 
 static_assert(sizeof(Weigh<float>) <= most_scratch && sizeof(Weigh<double>) <= most_scratch &&
-              sizeof(Weigh<Half>) <= most_scratch);
+              sizeof(Weigh<Half>) <= most_scratch && sizeof(Weigh<Complex<float>>) <= most_scratch);
 
 }  // namespace
 }  // namespace unshared

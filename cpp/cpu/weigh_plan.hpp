@@ -28,7 +28,7 @@ struct Weighing {
 
 template <class T>
 struct WeighPlan : Weighing {
-  using Real = typename Scalar<T>::Real;
+  using Real = Moved<T>;
   using L = Lanes<Real>;
   static constexpr bool plain = sizeof(T) == sizeof(Real);
   static constexpr int longest_strip = 32, most_tap_rows = 256;
@@ -54,6 +54,11 @@ struct WeighPlan : Weighing {
   static UNSHARED_INLINE int64_t groups(const Problem& p, const Weighing& w, const Call& call) {
     const int64_t others = outer(p) * w.strips * w.x_parts * y_shares(p, w);
     return call.threads == 1 ? 1 : lesser(rows_of(p), ceil_div(int64_t{64}, others));
+  }
+
+  // How many there are in scratch of an element of dy: two factors of a complex one that is broadcast.
+  static UNSHARED_INLINE int64_t y_factors(const Weighing& w) {
+    return Scalar<T>::parts == 2 && w.over_input ? 2 : 1;
   }
 
   // Whether most of what is staged of x are lanes without a channel.
@@ -94,7 +99,7 @@ struct WeighPlan : Weighing {
       const int64_t pixel = lesser(samples * w.x_block, max_extent);
       w.window = w.kept == Kept::tap ? 1 : window_of(last, false, places);
       w.window_reals = (w.kept == Kept::window ? rows : 1) * lesser(w.window * pixel, max_extent);
-      return w.window_reals + places * samples * w.y_block <= room;
+      return w.window_reals + places * y_factors(w) * samples * w.y_block <= room;
     };
     // Vectors of channels staged together, and places: what takes the least time for each place.
     Weighing best;
