@@ -182,27 +182,19 @@ struct AlongPlan {
     return side * taps_of(p) < few && (face == Face::grad_weight || channel != 1);
   }
   // Whether lanes over complex channels, which fill at least half of a vector, take more time all the same:
-  // for weights that they must turn, or store element by element. Measured on Zen 4.
+  // for weights that they must turn, or for few products with what is staged. Measured on Zen 4.
   UNSHARED_INLINE bool few_pairs() const {
-    constexpr int64_t few_samples = 8, many_products = 1100, many_weights = 3000;
+    constexpr int64_t few_samples = 8, many_products = 1100;
     const int64_t taps = taps_of(p), out = p.out_channels;
-    const int64_t fewer = lesser(p.in_channels, out);
+    if (face == Face::grad_weight) return p.in_channels * out < (taps == 1 ? 32 * lanes : 28);
     const bool apart = (by_input ? p.y_channel_stride : p.x_channel_stride) != 1;
-    if (face != Face::grad_weight) {
-      const int64_t terms = lesser((by_input ? out : p.in_channels) * taps, max_extent);
-      if ((by_input ? p.w_in_stride : p.w_out_stride) == 1)
-        return taps == 1 && columns() <= lanes && terms <= 4 * lanes;
-      if (taps == 1 && columns() <= 2 * lanes) return true;
-      return columns() <= 5 * lanes &&
-             (p.batch < few_samples / 2 || (p.batch <= few_samples && apart)) &&
-             terms * columns() <= (p.batch < few_samples / 2 ? 2 : 1) * many_products;
-    }
-    const bool side_by_side = p.w_out_stride != 1 && p.w_in_stride != 1,
-               few = p.batch <= few_samples;
-    if (taps == 1) return fewer <= lanes || (fewer <= 4 * lanes && (apart || p.w_out_stride != 1));
-    if (side_by_side && few) return fewer <= 2 * lanes;
-    return fewer <= lanes && (taps <= 9 || p.in_channels * out * taps <= many_weights) &&
-           (apart || few || (2 * fewer <= lanes + 2 && p.in_channels * out <= 16 * lanes));
+    const int64_t terms = lesser((by_input ? out : p.in_channels) * taps, max_extent);
+    if ((by_input ? p.w_in_stride : p.w_out_stride) == 1)
+      return taps == 1 && columns() <= lanes && terms <= 4 * lanes;
+    if (taps == 1 && columns() <= 2 * lanes) return true;
+    return columns() <= 5 * lanes &&
+           (p.batch < few_samples / 2 || (p.batch <= few_samples && apart)) &&
+           terms * columns() <= (p.batch < few_samples / 2 ? 2 : 1) * many_products;
   }
   // Whether chains of few samples are so short that lanes over channels, which must turn their weights, take
   // more time all the same. Measured on Zen 4.

@@ -79,9 +79,10 @@ const char* patch_declines(const Problem& p) noexcept {
   constexpr int64_t lanes = PatchPlan<T>::L::count;
   if (const char* why = patch_unable<T>(p)) return why;
   if (taps_of(p) == 1) return "there is one tap";
-  if (few_weights<T>(p) && along_declines<T, Face::grad_weight>(p) == nullptr)
-    return "few pairs of channels: lanes run along places";
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels, columns = a * taps_of(p);
+  const bool few = Scalar<T>::parts == 2 ? columns < 8 * lanes : few_weights<T>(p);
+  if (few && along_declines<T, Face::grad_weight>(p) == nullptr)
+    return "few pairs of channels: lanes run along places";
   if (columns < 64 && n > 2 && p.y_channel_stride != 1)
     return "dy of a place, far apart, would be fetched for few weights";
   const bool filled = 2 * greater(a, b) > lanes;  // by channels: kernel along mostly declines
