@@ -226,8 +226,20 @@ DEFECTS = [
     Defect(
         "what is not finite reaches a patch's padding",
         "cpp/cpu/patch.hpp",
-        "finite_ = all_finite(dy_ + n * y_row, rows) && finite_;",
-        ";",
+        "if (!whole_)\n        for",
+        "if (false)\n        for",
+    ),
+    Defect(
+        "the two factors of complex dy taken for one",
+        "cpp/cpu/weigh.hpp",
+        "t.second = second();",
+        "t.second = 0;",
+    ),
+    Defect(
+        "complex weights turned in registers: a panel's steps of dy, two for each channel",
+        "cpp/cpu/scatter.hpp",
+        "apart, steps, turned_step_, false, false};",
+        "apart, steps, dy_step_, false, false};",
     ),
     Defect(
         "rows of a window staged by themselves stand where the window's would",

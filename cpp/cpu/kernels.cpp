@@ -159,7 +159,7 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
   //   along      few channels: lanes over places or groups, whose weights differ from lane to lane
   //   gather     forward and grad_input: lanes over the result's channels, or over samples
   //   weigh      grad_weight: lanes over channels of either side, x and dy staged
-  //   tiles      grad_weight where that does not fit, and of complex numbers
+  //   tiles      grad_weight where that does not fit, and of complex128
   //   reference  any level, even without fused multiply-add
   int at = 0;
 #if defined(UNSHARED_LANES)
