@@ -147,6 +147,8 @@ TEST_CASE("explain names the kernel and what declined before it") {
     };
     CHECK(complex_input("n1 a32>b80 i7x7 k3x3 w:oakb") == "scatter");  // turned in registers
     CHECK(complex_input("n1 a32>b80 i7x7 k3x3 w:obka") == "gather");  // read in place
+    CHECK(complex_input("n1 a4>b80 i7x7 k3x3 w:obka") ==
+          "scatter");  // less than lines of each place
     for (DType dtype : {DType::float32, DType::complex64})
       CHECK(explain(parse_problem("n1 a40>b80 i7x7 k3x3"), Face::grad_weight, dtype).kernel ==
             "patch");
