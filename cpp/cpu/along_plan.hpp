@@ -409,8 +409,8 @@ UNSHARED_INLINE bool many_samples(const Problem& p) {
 
 template <class T, Face face>
 const char* along_declines(const Problem& p) noexcept {
-  if constexpr (std::is_same_v<T, Complex<double>>)
-    return "elements of 16 bytes have no lanes of their own";
+  if constexpr (!has_lanes<T>)
+    return without_lanes;
   else if (many_samples<T, face>(p))
     return "there are samples enough to fill lanes with";
   else

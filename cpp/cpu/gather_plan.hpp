@@ -25,7 +25,7 @@ struct GatherPlan {
   static constexpr int planes = reals == 2 ? 4 : 1;
   static constexpr int64_t line = 64 / sizeof(Real);
   // Chains may ascend in memory, and weights have lanes.
-  static constexpr bool turns = !by_input && !std::is_same_v<T, Complex<double>>;
+  static constexpr bool turns = !by_input && has_lanes<T>;
   static constexpr int longest_strip = 32, highest_strip = 8;
   static constexpr int table_steps = Panel<T>::most_steps;  // that are done together
   // Weights are asked for so many steps ahead: from memory, or where a list has asked for them before.

@@ -19,7 +19,7 @@ namespace {
 // once per tap if they are a).
 template <class T>
 UNSHARED_INLINE bool lanes_over_input(const Problem& p) {
-  if (Scalar<T>::parts == 2) return false;  // the order inside a complex product would change
+  if (Scalar<T>::parts == 2) return false;  // steps are of the rows' parts: x's
   constexpr int64_t lanes = Tiler<T>::lanes;
   int64_t taps = 1;
   for (int s = 0; s < p.axis_count; ++s) taps *= p.axes[s].kernel;

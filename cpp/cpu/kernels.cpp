@@ -96,7 +96,7 @@ void run_gather(const Problem& p, const Call& call) noexcept {
 
 template <class T>
 void run_scatter(const Problem& p, const Call& call) noexcept {
-  if constexpr (ScatterPlan<T>::possible) {
+  if constexpr (has_lanes<T>) {
     const ScatterPlan<T> plan(p, call);
     Planned<Scatter<T>, ScatterPlan<T>>{p, call, plan}.run(plan.items);
   }
@@ -106,7 +106,7 @@ void run_scatter(const Problem& p, const Call& call) noexcept {
 
 template <class T>
 void run_weigh(const Problem& p, const Call& call) noexcept {
-  if constexpr (!std::is_same_v<T, Complex<double>>) {
+  if constexpr (has_lanes<T>) {
     const WeighPlan<T> plan(p);
     Planned<Weigh<T>, WeighPlan<T>>{p, call, plan}.run(WeighPlan<T>::items(p, plan, call));
   }
@@ -116,7 +116,7 @@ void run_weigh(const Problem& p, const Call& call) noexcept {
 
 template <class T>
 void run_patch(const Problem& p, const Call& call) noexcept {
-  if constexpr (!std::is_same_v<T, Complex<double>>) {
+  if constexpr (has_lanes<T>) {
     // A patch has no way to leave out padding, where sums that are there must stay.
     if (call.accumulate && any_tap_in_padding(p)) {
       if (weigh_declines<T>(p) == nullptr) return run_weigh<T>(p, call);
@@ -131,7 +131,7 @@ void run_patch(const Problem& p, const Call& call) noexcept {
 
 template <class T, Face face>
 void run_along(const Problem& p, const Call& call) noexcept {
-  if constexpr (!std::is_same_v<T, Complex<double>>) {
+  if constexpr (has_lanes<T>) {
     using Plan = AlongPlan<T, face>;
     const Plan plan(p);
     if constexpr (Scalar<T>::parts == 1)

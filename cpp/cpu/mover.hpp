@@ -45,7 +45,7 @@ struct Box {
   }
 
   bool dense = false;  // rows of scratch are not whole vectors apart: no squares
-  bool distant = false;  // memory is in no cache: what comes next of it is asked for
+  bool distant = false;  // memory is in no cache: squares ask for what the next ones read
 
   UNSHARED_INLINE bool operator==(const Box& other) const {
     bool same = depth == other.depth && lanes == other.lanes && lane_memory == other.lane_memory;
@@ -56,6 +56,11 @@ struct Box {
     if (count != 1) loop[depth++] = {count, memory, scratch};
   }
 };
+
+// Whether elements have lanes of their own: not those of two doubles, which are moved as doubles.
+template <class T>
+inline constexpr bool has_lanes = !std::is_same_v<T, Complex<double>>;
+inline constexpr const char* without_lanes = "elements of two doubles have no lanes of their own";
 
 // What scratch holds of elements of storage type T: reals; or elements of two, which are moved as they are.
 template <class T>

@@ -104,7 +104,7 @@ class Panel {
                                2 * count, 0);
       return;
     }
-    if constexpr (!std::is_same_v<T, Complex<double>>)  // which are not moved as they are
+    if constexpr (has_lanes<T>)
       if (run_ > 1) return squares(w, column, count, reinterpret_cast<T*>(panel), width);
     for (int64_t t = 0; t < steps; ++t) {
       T* const row = reinterpret_cast<T*>(panel + 2 * t * width);

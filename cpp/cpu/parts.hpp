@@ -16,7 +16,7 @@ template <class T>
 struct Boxed {
   using Real = typename Scalar<T>::Real;
   // Over columns: elements, but for those of two doubles, which are moved as doubles.
-  using Element = std::conditional_t<std::is_same_v<T, Complex<double>>, Real, T>;
+  using Element = std::conditional_t<has_lanes<T>, T, Real>;
   // Over samples: reals.
   using Part = std::conditional_t<Scalar<T>::parts == 2, Real, T>;
   // Of an element, in memory and of what it is counted in, in scratch.

@@ -61,8 +61,7 @@ struct PatchPlan {
 // Why it cannot, or nullptr.
 template <class T>
 UNSHARED_INLINE const char* patch_unable(const Problem& p) {
-  if (std::is_same_v<T, Complex<double>>)
-    return "elements of two doubles are not moved as they are";
+  if (!has_lanes<T>) return without_lanes;
   if (p.batch == 0) return "there is no sample";
   if (!taps_lie_side_by_side(p)) return "the taps of a place do not lie side by side";
   if (PatchPlan<T>(p).width == 0) return "a patch does not fit into scratch";

@@ -17,8 +17,6 @@ struct ScatterPlan {
   using L = Lanes<Real>;
   static constexpr int reals = Scalar<T>::parts;  // of an element
   static constexpr bool plain = sizeof(T) == reals * sizeof(Real);
-  // Elements of two doubles are not moved as they are.
-  static constexpr bool possible = !std::is_same_v<T, Complex<double>>;
   static constexpr int64_t line = 64 / sizeof(Real);
   // Scratch: of sums, behind them a tile of joint lanes and a panel, if there are such; and of dy.
   static constexpr int64_t scratch_reals = 416 * 1024 / sizeof(Real);

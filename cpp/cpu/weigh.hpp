@@ -546,8 +546,8 @@ class Weigh {
 
 template <class T>
 const char* weigh_declines(const Problem& p) noexcept {
-  if constexpr (std::is_same_v<T, Complex<double>>) {
-    return "elements of two doubles are not moved as they are";
+  if constexpr (!has_lanes<T>) {
+    return without_lanes;
   } else {
     if (p.batch == 0) return "there are no samples to stage";
     const WeighPlan<T> plan(p);
