@@ -115,13 +115,7 @@ class Panel {
   // One step of complex weights as the two steps that micro.hpp makes of it.
   UNSHARED_INLINE void make_pairs(Real* panel, int64_t steps, int64_t width,
                                   const Signs<Real>& signs) const {
-    using L = Lanes<Real>;
-    for (int64_t t = 0; t < steps; ++t, panel += 2 * width)
-      for (int64_t j = 0; j < width; j += L::count) {
-        const PairFactor<Real> q(L::load(panel + j), signs);
-        L::store(panel + j, q.re);
-        L::store(panel + width + j, q.im);
-      }
+    for (int64_t t = 0; t < steps; ++t, panel += 2 * width) make_factors(panel, width, signs);
   }
 
   Nest nest_, outer_;
