@@ -35,9 +35,10 @@ double measure_flops(DType dtype, int threads) {
   constexpr std::int64_t rounds = 20000;
   Spin spin{&kernel_table(), dtype};
   spin.flops = spin.table->multiply_add(dtype, 1) * rounds;
-  const Body body = [](const void* context, std::int64_t begin, std::int64_t end) noexcept {
+  const Body body = [](const void* context, Work& work) noexcept {
     const Spin& s = *static_cast<const Spin*>(context);
-    for (std::int64_t i = begin; i < end; ++i) s.table->multiply_add(s.dtype, rounds);
+    while (work.next())
+      for (std::int64_t i = work.begin; i < work.end; ++i) s.table->multiply_add(s.dtype, rounds);
   };
   double best = 0;
   for (int attempt = 0; attempt < 30;
@@ -54,11 +55,12 @@ double measure_bandwidth(int threads) {
   constexpr std::int64_t words = 256 * 1024 * 1024 / 8, item = 1024 * 1024 / 8;
   const std::vector<std::uint64_t> data(static_cast<std::size_t>(words), 1);
   const Sweep sweep{data.data(), item};
-  const Body body = [](const void* context, std::int64_t begin, std::int64_t end) noexcept {
+  const Body body = [](const void* context, Work& work) noexcept {
     const Sweep& s = *static_cast<const Sweep*>(context);
     std::uint64_t sum[8] = {};
-    for (std::int64_t at = begin * s.item; at < end * s.item; at += 8)
-      for (int j = 0; j < 8; ++j) sum[j] += s.data[at + j];
+    while (work.next())
+      for (std::int64_t at = work.begin * s.item; at < work.end * s.item; at += 8)
+        for (int j = 0; j < 8; ++j) sum[j] += s.data[at + j];
     for (std::uint64_t part : sum) sink = part;
   };
   double best = 0;

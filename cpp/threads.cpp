@@ -1,10 +1,12 @@
 #include "threads.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 
 #include "default_floats.hpp"
+#include "work_stealing.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -66,28 +68,42 @@ double multiplications_worth_a_thread() noexcept {
   return worth;
 }
 
+bool Work::next() noexcept {
+  if (shares_ == nullptr) {
+    const bool first = end < items_;
+    end = items_;
+    return first;
+  }
+  const std::int64_t unit = shares_->take(worker_);
+  if (unit < 0) return false;
+  begin = unit * run_;
+  end = std::min(begin + run_, items_);
+  return true;
+}
+
 void parallel(std::int64_t items, std::int64_t run, int threads, Body body,
               const void* context) noexcept {
   if (items <= 0) return;
-  if (run < 1) run = 1;
 #if defined(_OPENMP)
-  const std::int64_t runs = (items + run - 1) / run;
+  run = std::max({run, std::int64_t{1}, items / WorkStealing::most_units + 1});
+  const std::int64_t units = (items + run - 1) / run;
   if (threads <= 0) threads = default_threads();
-  if (threads > runs) threads = static_cast<int>(runs);
+  threads = static_cast<int>(std::min<std::int64_t>({threads, units, WorkStealing::most_workers}));
   if (threads > 1 && !forked_child.load(std::memory_order_relaxed) && omp_in_parallel() == 0) {
+    WorkStealing shares(units, threads);
 #pragma omp parallel num_threads(threads)
     {
       const DefaultFloats floats;
-#pragma omp for schedule(dynamic, 1) nowait
-      for (std::int64_t r = 0; r < runs; ++r)
-        body(context, r * run, items < (r + 1) * run ? items : (r + 1) * run);
+      Work work(items, run, &shares, omp_get_thread_num());
+      body(context, work);
     }
     return;
   }
 #else
   (void)threads;
 #endif
-  body(context, 0, items);
+  Work all(items, items, nullptr, 0);
+  body(context, all);
 }
 
 }  // namespace unshared

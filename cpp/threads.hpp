@@ -10,11 +10,31 @@
 
 namespace unshared {
 
-// A worker takes the items [begin, end). It must not throw, allocate or call back.
-using Body = void (*)(const void* context, std::int64_t begin, std::int64_t end) noexcept;
+class WorkStealing;
 
-// Hands out `items` in runs of `run` items to at most `threads` workers (0: default_threads()),
-// whoever is free first.
+// What one worker does, a run of items [begin, end) after the other: neighbours, as long as it has not done
+// its own share.
+class Work {
+ public:
+  std::int64_t begin = 0, end = 0;
+
+  bool next() noexcept;  // false: there is nothing left to do
+
+ private:
+  friend void parallel(std::int64_t, std::int64_t, int, void (*)(const void*, Work&) noexcept,
+                       const void*) noexcept;
+  Work(std::int64_t items, std::int64_t run, WorkStealing* shares, int worker)
+      : items_(items), run_(run), shares_(shares), worker_(worker) {}
+
+  const std::int64_t items_, run_;
+  WorkStealing* const shares_;  // nullptr: there are no other workers
+  const int worker_;
+};
+
+// A worker. It must not throw, allocate or call back.
+using Body = void (*)(const void* context, Work& work) noexcept;
+
+// Hands out `items`, `run` of them at a time, to at most `threads` workers (0: default_threads()).
 void parallel(std::int64_t items, std::int64_t run, int threads, Body body,
               const void* context) noexcept;
 

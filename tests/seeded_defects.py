@@ -56,6 +56,12 @@ DEFECTS = [
         "if (by_input) nest.add(g.summed - (g.summed > 1),",
     ),
     Defect(
+        "work stealing: what was stolen stays with its owner, too",
+        "cpp/work_stealing.hpp",
+        "compare_exchange_strong(most, word({of_victim.begin, middle}), relaxed))",
+        "compare_exchange_strong(most, word({of_victim.begin, of_victim.end}), relaxed))",
+    ),
+    Defect(
         "off by one at the border, in definition and kernels alike",
         "cpp/problem.hpp",
         "return i < input && i * input_dilation == at ? i : -1;",

@@ -24,13 +24,14 @@ struct Reference {
   const Problem& problem;
   reference::Operands<T> operands;
 
-  static void body(const void* context, int64_t begin, int64_t end) noexcept {
+  static void body(const void* context, Work& work) noexcept {
     const Reference& r = *static_cast<const Reference*>(context);
-    for (int64_t e = begin; e < end; ++e) {
-      if constexpr (face == Face::forward) reference::forward(r.problem, r.operands, e);
-      if constexpr (face == Face::grad_input) reference::grad_input(r.problem, r.operands, e);
-      if constexpr (face == Face::grad_weight) reference::grad_weight(r.problem, r.operands, e);
-    }
+    while (work.next())
+      for (int64_t e = work.begin; e < work.end; ++e) {
+        if constexpr (face == Face::forward) reference::forward(r.problem, r.operands, e);
+        if constexpr (face == Face::grad_input) reference::grad_input(r.problem, r.operands, e);
+        if constexpr (face == Face::grad_weight) reference::grad_weight(r.problem, r.operands, e);
+      }
   }
 
   static void run(const Problem& p, const Call& call) noexcept {
@@ -67,17 +68,17 @@ void run_tiles(const Problem& p, const Call& call) noexcept {
   Walk<GradWeightTiles<T>>{p, call, parts}.run();
 }
 
-// A call cut into items by a plan that is made once. Worker is made once per run of items, on the
-// worker's own stack.
+// A call cut into items by a plan that is made once. Worker is made once per thread, on its own stack.
 template <class Worker, class Plan>
 struct Planned {
   const Problem& p;
   const Call& call;
   const Plan& plan;
 
-  static void body(const void* context, int64_t begin, int64_t end) noexcept {
+  static void body(const void* context, Work& work) noexcept {
     const Planned& t = *static_cast<const Planned*>(context);
-    Worker(t.p, t.call, t.plan).run(begin, end);
+    Worker worker(t.p, t.call, t.plan);
+    while (work.next()) worker.run(work.begin, work.end);
   }
   UNSHARED_INLINE void run(int64_t items) const { share(p, call, items, body, this); }
 };

@@ -91,24 +91,26 @@ UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t ite
 }
 
 // Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many
-// threads as the work (in multiplications) is worth. Worker is made once per run of cells, on the
-// worker's own stack.
+// threads as the work (in multiplications) is worth. Worker is made once per thread, on
+// its own stack.
 template <class Worker>
 struct Walk {
   const Problem& problem;
   const Call& call;
   int64_t parts;
 
-  static void body(const void* context, int64_t begin, int64_t end) noexcept {
+  static void body(const void* context, Work& work) noexcept {
     const Walk& walk = *static_cast<const Walk*>(context);
     Worker worker(walk.problem, walk.call, walk.parts);
-    int64_t flat = begin / walk.parts, part = begin % walk.parts;
-    Cell cell(walk.problem, walk.call.face, flat);
-    for (int64_t item = begin; item < end; ++item) {
-      worker.compute(cell, part);
-      if (++part == walk.parts) {
-        part = 0;
-        cell.advance();
+    while (work.next()) {
+      int64_t part = work.begin % walk.parts;
+      Cell cell(walk.problem, walk.call.face, work.begin / walk.parts);
+      for (int64_t item = work.begin; item < work.end; ++item) {
+        worker.compute(cell, part);
+        if (++part == walk.parts) {
+          part = 0;
+          cell.advance();
+        }
       }
     }
   }
