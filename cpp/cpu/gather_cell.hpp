@@ -49,7 +49,7 @@ class GatherCell {
       if (plan_.turned && rows_ <= most_rows_turned)
         return columns_turned(nest, a, a_row, w, w_next, c, c_row, from_zero);
     const int64_t vectors = Plan::vectors_of(columns_);
-    const int most = deepest(rows_);  // vectors of a tile
+    const int most = deepest(rows_, vectors);  // vectors of a tile
     const bool whole = columns_ * reals % L::count == 0;
     const bool along_memory = g.w_column == 1;
     // Weights that lie along the lanes are read in place: as a stream, if each is used once; else if
@@ -78,6 +78,7 @@ class GatherCell {
       limit = lesser(limit, plan_.alike * (nest.total() / nest.loop[0].count));
     if (!in_place)
       limit = greater(limit, lesser(plan_.whole_lines, all_room / (group * L::count * reals)));
+    const int64_t at_once = lesser(columns_, group * L::count / reals);  // columns
     const int deep = static_cast<int>(lesser(group, most));
     const int64_t tiles = tiles_of(rows_, deep);
     Pieces pieces(nest, lesser(limit, table_steps), along_memory ? 1 : int64_t{64 / sizeof(T)});
@@ -97,16 +98,17 @@ class GatherCell {
       t.b_step = w_step_;
       pieces.next();
       const int64_t next = (pieces.more() ? pieces.second : w_next) - (from - w);
-      if (stream || keeps) look_beyond(steps, next, stream ? steps_ahead : steps_near);
+      if (in_place || keeps) look_beyond(steps, next, stream ? steps_ahead : steps_near);
       for (int64_t first = 0; first < vectors; first += group) {
         const int64_t here = lesser(group, vectors - first), width = here * L::count;
         const int64_t column = first * L::count / reals;
         const int64_t count = lesser(columns_ - column, width / reals);
-        if (fresh && !stream && plan_.fetches) {
+        if (fresh && !stream &&
+            plan_.fetches) {  // as much of the last columns, so that one list serves all
           if (first + group < vectors)
-            fetch(part, count, from + (column + width / reals) * g.w_column, tiles);
+            fetch(part, at_once, from + (column + width / reals) * g.w_column, tiles);
           else
-            fetch(pieces.part, count, from + next, tiles);
+            fetch(pieces.part, at_once, from + next, tiles);
         }
         if (!in_place) {
           t.a = rows;
@@ -122,8 +124,8 @@ class GatherCell {
             t.c = c + (first + v) * L::count;
             t.c_last = lanes_of_c(first + v + wide);
             t.b = from + v * L::count / reals;
-            t.ahead = stream ? lesser(steps, steps_ahead) : 0;
-            t.again = plan_.beyond ? t.ahead / 2 : 0;
+            t.ahead = lesser(steps, stream ? steps_ahead : steps_near);
+            t.again = stream && plan_.beyond ? t.ahead / 2 : 0;
             t.last = v + wide < vectors || whole ? L::count
                                                  : static_cast<int>(columns_ * reals % L::count);
             micro_rows<true>(t, rows_, wide, ahead_, near_lines());

@@ -28,11 +28,13 @@ constexpr int most_rows(int vectors) {
   return vectors == 1 && !few_registers ? 14 : tallest_rows_of[vectors];
 }
 
-// Vectors of the tiles for so many rows.
-constexpr int deepest(std::int64_t rows) {
+// Vectors of the tiles for so many rows of so many vectors. A tile of one vector loads an operand for each
+// multiply-add, which takes longer than these do where there are two units for them.
+constexpr int deepest(std::int64_t rows, std::int64_t of) {
   for (const int vectors : {4, 3, 2})
     if (rows <= tallest_rows(vectors)) return vectors;
-  return few_registers && rows <= 2 * tallest_rows(3) ? 3 : 2;
+  if (few_registers) return rows <= 2 * tallest_rows(3) ? 3 : 2;
+  return of == 3 || of == 5 ? 3 : 2;
 }
 
 // Lines that will be needed later, asked for while tiles compute, one a step: as bursts between tiles

@@ -328,9 +328,9 @@ class Scatter {
     if (plan_.packed && rows_ <= most_rows_turned)
       return columns_turned(dy, w, apart, count, steps, next, c, c_row);
     const int64_t lanes_of_w = count * reals;
-    int64_t most = deepest(rows_);
-    if (plan_.packed) most = greater(1, lesser(most, Plan::panel_reals / (steps * L::count)));
     const int64_t vectors = ceil_div(lanes_of_w, L::count);
+    int64_t most = deepest(rows_, vectors);
+    if (plan_.packed) most = greater(1, lesser(most, Plan::panel_reals / (steps * L::count)));
     for (int64_t v = 0, wide; v < vectors; v += wide) {
       wide = ceil_div(vectors - v, ceil_div(vectors - v, most));
       const int64_t first = v * L::count, here = lesser(wide * L::count, lanes_of_w - first);
