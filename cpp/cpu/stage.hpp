@@ -86,12 +86,12 @@ UNSHARED_INLINE bool weights_beyond_caches(const Problem& p) {
     bytes *= static_cast<double>(p.axes[s].output) * static_cast<double>(p.axes[s].kernel);
   return bytes > last_cache;
 }
-// Whether weight gradients should be written around the caches: if few samples leave the time to the
-// memory, and if they would not stay in a cache anyway. Not those that are added to, which are read
-// first. Whoever writes so calls written_around() when done.
+// Whether weight gradients should be written around the caches: if they would not stay in one anyway, and
+// if there are so few samples that to read their lines first, as caches do, could take longer than the sums.
+// Not those that are added to, which are read first. Whoever writes so calls written_around() when done.
 template <class T>
-UNSHARED_INLINE bool beyond_caches(const Problem& p, int64_t most_samples = 8) {
-  return p.batch <= most_samples && weights_beyond_caches<T>(p);
+UNSHARED_INLINE bool beyond_caches(const Problem& p) {
+  return p.batch <= 64 && weights_beyond_caches<T>(p);
 }
 // Rows of vectors that can be: of whole lines, if the type is a half one.
 template <class T>

@@ -31,7 +31,7 @@ class Weigh {
         signs_(call.conjugate_first, call.conjugate_second),
         around_(plan.direct && !call.accumulate && beyond_caches<T>(problem) &&
                 (plain || columns_of(problem, plan) % (2 * L::count) == 0)),
-        copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem, 64)) {
+        copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem)) {
     for (int s = 0; s < p.axis_count; ++s) {
       const Spacing spacing = spacing_of(p.axes[s], false);
       tap_step_[s] = spacing.tap;
@@ -332,7 +332,6 @@ class Weigh {
     if (plan_.direct) {
       Weighed<T> t = fill(Weighed<T>{});
       t.c_row = w_row;
-      t.out_row = around_ ? 0 : w_row * int64_t{sizeof(T)};
       // Rows of x that share a line, so that all taps of the place find them in a cache.
       for (int64_t row = 0; row < rows.count(); row += L::count) {
         const int64_t height = lesser(L::count, rows.count() - row);
@@ -500,6 +499,7 @@ class Weigh {
       const Out* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
       t.around = around_ && t.last == L::count && aligned(t.c, t.c_row) &&
                  (plain || V % 2 == 0);  // whole lines
+      t.out_row = plan_.direct && !t.around ? t.c_row * int64_t{sizeof(Out)} : 0;
       t.out_ahead = reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
       t.in_step = 0;
