@@ -67,8 +67,6 @@ struct Micro {
   const std::int64_t* a_step;  // of the parts, if there are two
   const std::int64_t* b_step;
   bool from_zero;
-  // Of a panel: whether c, which must be aligned, is written around the caches.
-  bool around = false;
   int c_last = Lanes<Real>::count;  // lanes of each row's last vector that are c's
   // Of what is in memory:
   int last = Lanes<Real>::count;  // lanes of the last vector that it has; the others are not read
@@ -94,14 +92,11 @@ void micro_tile(const Micro<T>& t) {
   } else {
     load_tile<L>(sum, static_cast<const Real*>(t.c), t.c_row, t.c_last);
   }
-  const bool around = reads == Reads::panel && t.around;
   // Stores that miss would wait for each other: their lines are asked for now.
-  if (!around) {
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
+  for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) __builtin_prefetch(t.c + m * t.c_row + v * L::count, 1);
-  }
+    for (int v = 0; v < V; ++v) __builtin_prefetch(t.c + m * t.c_row + v * L::count, 1);
   // A pointer for every four rows, so that each address is a base, a stride and a small factor.
   const std::int64_t a_row = t.a_row, count = t.steps, ahead = t.ahead, again = t.again;
   const Real* base[(M + 3) / 4];
@@ -198,7 +193,7 @@ void micro_tile(const Micro<T>& t) {
     else
       steps(no, no, no);
   }
-  store_tile<L>(sum, t.c, t.c_row, t.c_last, around);
+  store_tile<L>(sum, t.c, t.c_row, t.c_last);
 }
 
 template <class T, Reads reads, int V>

@@ -108,7 +108,7 @@ class Patch {
         plan_(plan),
         z_(problem.axis_count - 1),
         signs_(call.conjugate_first, call.conjugate_second),
-        around_(!call.accumulate && beyond_caches<T>(problem)) {
+        around_(!call.accumulate && beyond_caches<T>(problem, most_samples_around)) {
     for (int s = 0; s <= z_; ++s) spacing_[s] = spacing_of(p.axes[s], false);
   }
 
@@ -238,8 +238,13 @@ class Patch {
       for (int64_t first = 0; first < rows; first += rows_at_a_time) {
         const int64_t here = lesser(rows_at_a_time, rows - first);
         T* const to = dw + (b + first) * p.w_out_stride;
+        constexpr int64_t of_line = vectors_of_line<T>;
+        const int64_t unit =
+            around_ && of_line <= weighed_vectors && whole_lines(to, p.w_out_stride, of_line)
+                ? of_line
+                : 1;
         for (int64_t done = 0, wide; done < vectors; done += wide) {
-          wide = lesser(vectors - done, weighed_vectors);
+          wide = lesser(vectors - done, weighed_vectors / unit * unit);
           const int64_t lanes = lesser(wide * L::count, joint - done * L::count);
           tiles(to + done * L::count, done, wide, lanes - (wide - 1) * L::count, first, here,
                 y_row);
@@ -281,8 +286,7 @@ class Patch {
     int64_t count = ceil_div(rows, weighed_rows_of[V]);
     for (int64_t row = 0; row < rows; --count) {
       const int64_t height = ceil_div(rows - row, count);
-      t.around = around_ && last == L::count && aligned(t.c, c_row) &&
-                 (plain || V % 2 == 0);  // whole lines
+      t.around = around_ && last == L::count && whole_lines(t.c, c_row, V);
       t.out_row = t.around ? 0 : c_row * int64_t{sizeof(T)};
       t.out_ahead = reinterpret_cast<const char*>(t.c + height * c_row);
       WeighedTiles<T, complex, V>::All::of_rows[height - 1](t);

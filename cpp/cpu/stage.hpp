@@ -90,18 +90,21 @@ UNSHARED_INLINE bool weights_beyond_caches(const Problem& p) {
 // if there are so few samples that to read their lines first, as caches do, could take longer than the sums.
 // Not those that are added to, which are read first. Whoever writes so calls written_around() when done.
 template <class T>
-UNSHARED_INLINE bool beyond_caches(const Problem& p) {
-  return p.batch <= 64 && weights_beyond_caches<T>(p);
+UNSHARED_INLINE bool beyond_caches(const Problem& p, int64_t most_samples) {
+  return p.batch <= most_samples && weights_beyond_caches<T>(p);
 }
-// Rows of vectors that can be: of whole lines, if the type is a half one.
+// Vectors of sums that fill a line of memory as elements of T.
 template <class T>
-UNSHARED_INLINE bool aligned(const T* c, int64_t row) {
-  using Real = typename Scalar<T>::Real;
-  constexpr int64_t bytes = Lanes<Real>::count * int64_t{sizeof(Real)};
-  return (reinterpret_cast<std::uintptr_t>(c) |
+inline constexpr int64_t vectors_of_line =
+    64 * Scalar<T>::parts / (Lanes<typename Scalar<T>::Real>::count * int64_t{sizeof(T)});
+// Rows that can be: whole lines. Half a line at a time takes four times as long as through the caches.
+template <class T>
+UNSHARED_INLINE bool whole_lines(const T* c, int64_t row, int64_t vectors) {
+  return vectors % vectors_of_line<T> == 0 &&
+         (reinterpret_cast<std::uintptr_t>(c) |
           static_cast<std::uintptr_t>(row * int64_t{sizeof(T)})) %
-             bytes ==
-         0;
+                 64 ==
+             0;
 }
 // Makes what was written so visible to whoever waits for this thread.
 UNSHARED_INLINE void written_around() {

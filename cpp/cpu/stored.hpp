@@ -248,7 +248,7 @@ UNSHARED_INLINE void load_tile(typename L::Vector (&sum)[M][V], const T* c, std:
 }
 template <class L, class T, int M, int V>
 UNSHARED_INLINE void store_tile(const typename L::Vector (&sum)[M][V], T* c, std::int64_t c_row,
-                                int last, bool around) {
+                                int last, bool around = false) {
   const auto rows = [&](auto store_last, auto store) __attribute__((always_inline)) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)

@@ -125,7 +125,7 @@ struct TurnedTiles {
       pieces(LanesApart<T, L::count>(t.w, t.apart), std::bool_constant<true>{});
     else
       pieces(LanesApart<T, L::count>(t.w, t.apart), std::bool_constant<false>{});
-    store_tile<Sums>(sum, t.c, t.c_row, t.c_last, false);
+    store_tile<Sums>(sum, t.c, t.c_row, t.c_last);
   }
 
   template <int... m>

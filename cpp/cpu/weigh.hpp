@@ -29,9 +29,8 @@ class Weigh {
         plan_(plan),
         z_(problem.axis_count - 1),
         signs_(call.conjugate_first, call.conjugate_second),
-        around_(plan.direct && !call.accumulate && beyond_caches<T>(problem) &&
-                (plain || columns_of(problem, plan) % (2 * L::count) == 0)),
-        copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem)) {
+        around_(plan.direct && !call.accumulate && beyond_caches<T>(problem, most_samples_around)),
+        copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem, 64)) {
     for (int s = 0; s < p.axis_count; ++s) {
       const Spacing spacing = spacing_of(p.axes[s], false);
       tap_step_[s] = spacing.tap;
@@ -461,12 +460,18 @@ class Weigh {
   // it would take longer to copy than small ones to compute.
   template <class Out>
   UNSHARED_INLINE void multiply(Weighed<Out>& t, int64_t rows, int64_t columns, const Out* next) {
+    // Of what is written around the caches, vectors that fill lines together stay together, if they can.
+    constexpr int64_t of_line = vectors_of_line<Out>;
+    const int64_t unit =
+        around_ && of_line <= weighed_vectors && whole_lines(t.c, t.c_row, of_line) ? of_line : 1;
     int64_t vectors = ceil_div(columns, L::count);
     const Real* const a = t.a;
     Out* c = t.c;
     t.last = L::count;
     while (vectors > 0) {
-      const int64_t wide = ceil_div(vectors, ceil_div(vectors, weighed_vectors));
+      const int64_t units = ceil_div(vectors, unit);
+      const int64_t wide =
+          lesser(vectors, ceil_div(units, ceil_div(units, weighed_vectors / unit)) * unit);
       vectors -= wide;
       if (vectors == 0 && plan_.direct) t.last = static_cast<int>(columns - (wide - 1) * L::count);
       columns -= wide * L::count;
@@ -497,8 +502,7 @@ class Weigh {
       // Lines of dw are asked for a tile ahead, or a place if tiles are small; by the last byte of
       // a vector: if it crosses lines, the first is its neighbour's, too.
       const Out* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
-      t.around = around_ && t.last == L::count && aligned(t.c, t.c_row) &&
-                 (plain || V % 2 == 0);  // whole lines
+      t.around = around_ && t.last == L::count && whole_lines(t.c, t.c_row, V);
       t.out_row = plan_.direct && !t.around ? t.c_row * int64_t{sizeof(Out)} : 0;
       t.out_ahead = reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;

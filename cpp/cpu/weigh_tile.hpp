@@ -25,6 +25,9 @@ inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 16,
                                           vector_registers == 16 ? 5 : 8,
                                           vector_registers == 16 ? 4 : 6, 6};
 
+// Samples of which tiles write what is beyond caches around them; slower tiles leave the time to read it.
+inline constexpr int most_samples_around = vector_registers == 16 ? 16 : 64;
+
 // c[row, lane] = chain over steps of a[step, row] * b[step, lane], and lines that will be needed
 // soon: of dw, those of as many rows, and of x or dy one for each step.
 template <class T>
