@@ -214,8 +214,8 @@ DEFECTS = [
     Defect(
         "odd channels: written around the caches as if vectors were whole",
         "cpp/cpu/weigh.hpp",
-        "t.around = around_ && t.last == L::count && aligned(t.c, t.c_row) &&",
-        "t.around = around_ && aligned(t.c, t.c_row) &&",
+        "t.around = around_ && t.last == L::count && whole_lines(t.c, t.c_row, V);",
+        "t.around = around_ && whole_lines(t.c, t.c_row, V);",
     ),
     Defect(
         "many samples, moved sixteen at a time: the last ones too many",

@@ -108,7 +108,7 @@ TEST_CASE("large weight gradients, which are written around the caches, have the
   for (const char* text : {"n1 a64>b64 i13x13 k3x3 w:obak", "n1 a64>b64 i13x13 k3x3 w:oakb",
                            "n1 a24>b64 i30x30 k2x2 w:obka", "n1 a64>b24 i30x30 k2x2 w:oakb",
                            "n4 a4>b64 i45x45 k3x3 p1 w:obka", "n4 a4>b48 i52x52 k3x3 w:obak",
-                           "n4 a3>b64 i30x30 k7x7 w:obka"})
+                           "n4 a3>b64 i30x30 k7x7 w:obka", "n17 a64>b64 i13x13 k3x3 w:obka"})
     for (DType dtype : {DType::float32, DType::float64}) {
       Problem problem = parse_problem(text);
       auto count = static_cast<std::size_t>(problem.layout(Seat::w).elements());
