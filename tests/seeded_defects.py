@@ -58,8 +58,8 @@ DEFECTS = [
     Defect(
         "work stealing: what was stolen stays with its owner, too",
         "cpp/work_stealing.hpp",
-        "compare_exchange_strong(most, word({of_victim.begin, middle}), relaxed))",
-        "compare_exchange_strong(most, word({of_victim.begin, of_victim.end}), relaxed))",
+        "compare_exchange_strong(most, word({of_victim.begin, middle}),",
+        "compare_exchange_strong(most, word({of_victim.begin, of_victim.end}),",
     ),
     Defect(
         "off by one at the border, in definition and kernels alike",

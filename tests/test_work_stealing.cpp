@@ -40,8 +40,8 @@ TEST_CASE("workers that never come lose nothing") {
 }
 
 TEST_CASE("the largest counts there are") {
-  const auto work = std::make_unique<WorkStealing>(WorkStealing::most_units,  // 8 KiB
-                                                   WorkStealing::most_workers);
+  const auto work =
+      std::make_unique<WorkStealing>(WorkStealing::most_units, WorkStealing::most_workers);
   CHECK(work->take(0) == 0);
   CHECK(work->take(WorkStealing::most_workers - 1) ==
         WorkStealing::most_units * (WorkStealing::most_workers - 1) / WorkStealing::most_workers);

@@ -78,7 +78,8 @@ class GatherCell {
       limit = lesser(limit, plan_.alike * (nest.total() / nest.loop[0].count));
     if (!in_place)
       limit = greater(limit, lesser(plan_.whole_lines, all_room / (group * L::count * reals)));
-    const int64_t at_once = lesser(columns_, group * L::count / reals);  // columns
+    // Columns whose lines are asked for together, even of the last ones: one list then serves all.
+    const int64_t at_once = lesser(columns_, group * L::count / reals);
     const int deep = static_cast<int>(lesser(group, most));
     const int64_t tiles = tiles_of(rows_, deep);
     Pieces pieces(nest, lesser(limit, table_steps), along_memory ? 1 : int64_t{64 / sizeof(T)});
@@ -103,8 +104,7 @@ class GatherCell {
         const int64_t here = lesser(group, vectors - first), width = here * L::count;
         const int64_t column = first * L::count / reals;
         const int64_t count = lesser(columns_ - column, width / reals);
-        if (fresh && !stream &&
-            plan_.fetches) {  // as much of the last columns, so that one list serves all
+        if (fresh && !stream && plan_.fetches) {
           if (first + group < vectors)
             fetch(part, at_once, from + (column + width / reals) * g.w_column, tiles);
           else

@@ -91,8 +91,7 @@ UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t ite
 }
 
 // Gives every cell to a worker: `each(cell, part)` for parts 0..parts-1 of every cell, on as many
-// threads as the work (in multiplications) is worth. Worker is made once per thread, on
-// its own stack.
+// threads as the work (in multiplications) is worth. Worker is made once per thread, on its own stack.
 template <class Worker>
 struct Walk {
   const Problem& problem;
