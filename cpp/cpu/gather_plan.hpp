@@ -65,7 +65,7 @@ struct GatherPlan {
         cells(Cell::count(p, face)),
         n(greater(p.batch, 1)),
         vectors(vectors_of(g.columns)),
-        threads(call.threads != 1) {
+        least_items(call.threads == 1 ? 1 : 4 * int64_t{threads_of(call)}) {
     taps = taps_of(p);
     terms = g.summed * taps;
     turned = turns && g.w_column != 1 && taps <= table_steps && taps_lie_side_by_side(p);
@@ -190,7 +190,7 @@ struct GatherPlan {
   };
   UNSHARED_INLINE Cut strips(bool samples) const {
     const bool sums_stay = !samples && keeps_sums();
-    const int64_t most_cells = greater(1, threads ? cells / 32 : cells);
+    const int64_t most_cells = greater(1, cells / least_items);
     const int64_t most_samples = samples ? most_vectors * L::count : n;
     const int64_t w_bytes = terms * g.columns * int64_t{sizeof(T)};
     const auto work =
@@ -308,15 +308,15 @@ struct GatherPlan {
     return 0;
   }
 
-  // Columns together: what the sums have room for; less if there are few cells for many threads.
+  // Columns together: what the sums have room for; less if there are too few cells for the threads.
   UNSHARED_INLINE void cut_columns() {
     constexpr int64_t whole = L::count / reals;
     width = g.columns;
     if (!direct)
       width = lesser(width,
                      greater(1, sums_reals / rows / ceil_div(row, wide) / whole / reals) * whole);
-    if (threads && cells < 64)
-      width = lesser(width, ceil_div(g.columns, ceil_div(int64_t{64}, cells)));
+    if (cells < least_items)
+      width = lesser(width, ceil_div(g.columns, ceil_div(least_items, cells)));
     width = greater(1, width);
     if (width < g.columns)
       width = ceil_div(ceil_div(g.columns, ceil_div(g.columns, width)), whole) * whole;
@@ -363,7 +363,7 @@ struct GatherPlan {
   int64_t terms = 0;  // of a chain, at most
   // Of the lines of w that a tile of samples broadcasts from, those read too often.
   double lost = 0;
-  const bool threads;
+  const int64_t least_items;  // some for each thread, which then end together
 };
 
 }  // namespace
