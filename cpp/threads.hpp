@@ -10,7 +10,15 @@
 
 namespace unshared {
 
+class Work;
 class WorkStealing;
+
+// A worker. It must not throw, allocate or call back.
+using Body = void (*)(const void* context, Work& work) noexcept;
+
+// Hands out `items`, `run` of them at a time, to at most `threads` workers (0: default_threads()).
+void parallel(std::int64_t items, std::int64_t run, int threads, Body body,
+              const void* context) noexcept;
 
 // What one worker does, a run of items [begin, end) after the other: neighbours, as long as it has not done
 // its own share.
@@ -21,8 +29,7 @@ class Work {
   bool next() noexcept;  // false: there is nothing left to do
 
  private:
-  friend void parallel(std::int64_t, std::int64_t, int, void (*)(const void*, Work&) noexcept,
-                       const void*) noexcept;
+  friend void parallel(std::int64_t, std::int64_t, int, Body, const void*) noexcept;
   Work(std::int64_t items, std::int64_t run, WorkStealing* shares, int worker)
       : items_(items), run_(run), shares_(shares), worker_(worker) {}
 
@@ -30,13 +37,6 @@ class Work {
   WorkStealing* const shares_;  // nullptr: there are no other workers
   const int worker_;
 };
-
-// A worker. It must not throw, allocate or call back.
-using Body = void (*)(const void* context, Work& work) noexcept;
-
-// Hands out `items`, `run` of them at a time, to at most `threads` workers (0: default_threads()).
-void parallel(std::int64_t items, std::int64_t run, int threads, Body body,
-              const void* context) noexcept;
 
 // How many workers a call may use: OMP_NUM_THREADS, the affinity mask and the container's quota,
 // whichever is least.

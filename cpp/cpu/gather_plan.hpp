@@ -65,7 +65,7 @@ struct GatherPlan {
         cells(Cell::count(p, face)),
         n(greater(p.batch, 1)),
         vectors(vectors_of(g.columns)),
-        least_items(call.threads == 1 ? 1 : 4 * int64_t{threads_of(call)}) {
+        least_items(least_items_of(problem, call)) {
     taps = taps_of(p);
     terms = g.summed * taps;
     turned = turns && g.w_column != 1 && taps <= table_steps && taps_lie_side_by_side(p);
@@ -363,7 +363,7 @@ struct GatherPlan {
   int64_t terms = 0;  // of a chain, at most
   // Of the lines of w that a tile of samples broadcasts from, those read too often.
   double lost = 0;
-  const int64_t least_items;  // some for each thread, which then end together
+  const int64_t least_items;
 };
 
 }  // namespace

@@ -238,11 +238,7 @@ class Patch {
       for (int64_t first = 0; first < rows; first += rows_at_a_time) {
         const int64_t here = lesser(rows_at_a_time, rows - first);
         T* const to = dw + (b + first) * p.w_out_stride;
-        constexpr int64_t of_line = vectors_of_line<T>;
-        const int64_t unit =
-            around_ && of_line <= weighed_vectors && whole_lines(to, p.w_out_stride, of_line)
-                ? of_line
-                : 1;
+        const int64_t unit = around_ ? vectors_together(to, p.w_out_stride) : 1;
         for (int64_t done = 0, wide; done < vectors; done += wide) {
           wide = lesser(vectors - done, weighed_vectors / unit * unit);
           const int64_t lanes = lesser(wide * L::count, joint - done * L::count);

@@ -130,7 +130,7 @@ struct ScatterPlan {
           rows * (over == Over::samples ? width * reals : padded<Real>(width * reals));
       const int64_t cells = direct ? pixels(p) : greater(1, sums_reals() / cell);
       // Boxes for threads: as few as will do, where places at their borders are all they cost.
-      const int64_t boxes = call.threads == 1 ? 1 : direct ? 4 * int64_t{threads_of(call)} : 64;
+      const int64_t least = least_items_of(p, call), boxes = least == 1 || direct ? least : 64;
       cut_boxes(p, lesser(cells, greater(1, pixels(p) * parts / boxes)));
     };
     // Wide parts are long runs in memory, narrow ones larger boxes, but not less than a vector of columns.

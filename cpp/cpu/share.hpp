@@ -68,23 +68,33 @@ struct Pieces {
   bool left_ = false, single_ = false;
 };
 
-UNSHARED_INLINE int threads_of(const Call& call) {
-  return call.threads > 0 ? call.threads : default_threads();
-}
-
-// Shares out `items` of equal work on as many threads as the call's multiplications are worth.
-UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t items, Body body,
-                           const void* context) {
-  constexpr double worth_a_run = 2e5;  // multiplications: some 4 microseconds at full speed
+UNSHARED_INLINE double multiplications_of(const Problem& problem) {
   double work = static_cast<double>(problem.batch) * static_cast<double>(problem.in_channels) *
                 static_cast<double>(problem.out_channels);
   for (int s = 0; s < problem.axis_count; ++s)
     work *=
         static_cast<double>(problem.axes[s].output) * static_cast<double>(problem.axes[s].kernel);
-  int threads = threads_of(call);
-  const double worth_a_thread = multiplications_worth_a_thread();
-  while (threads > 1 && work < worth_a_thread * threads) --threads;
-  const double run = worth_a_run / (work / static_cast<double>(items) + 1);
+  return work;
+}
+// As many threads as a call may use and its multiplications are worth.
+UNSHARED_INLINE int threads_of(const Problem& problem, const Call& call) {
+  int threads = call.threads > 0 ? call.threads : default_threads();
+  const double work = multiplications_of(problem), worth = multiplications_worth_a_thread();
+  while (threads > 1 && work < worth * threads) --threads;
+  return threads;
+}
+// Items that these should have: some each, so that they end together.
+UNSHARED_INLINE int64_t least_items_of(const Problem& problem, const Call& call) {
+  const int64_t threads = threads_of(problem, call);
+  return threads == 1 ? 1 : 4 * threads;
+}
+
+// Shares out `items` of equal work.
+UNSHARED_INLINE void share(const Problem& problem, const Call& call, int64_t items, Body body,
+                           const void* context) {
+  constexpr double worth_a_run = 2e5;  // multiplications: some 4 microseconds at full speed
+  const int threads = threads_of(problem, call);
+  const double run = worth_a_run / (multiplications_of(problem) / static_cast<double>(items) + 1);
   const int64_t fair = ceil_div(items, int64_t{8} * threads);
   parallel(items, run > static_cast<double>(fair) ? fair : static_cast<int64_t>(run), threads, body,
            context);

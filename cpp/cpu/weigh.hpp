@@ -460,10 +460,7 @@ class Weigh {
   // it would take longer to copy than small ones to compute.
   template <class Out>
   UNSHARED_INLINE void multiply(Weighed<Out>& t, int64_t rows, int64_t columns, const Out* next) {
-    // Of what is written around the caches, vectors that fill lines together stay together, if they can.
-    constexpr int64_t of_line = vectors_of_line<Out>;
-    const int64_t unit =
-        around_ && of_line <= weighed_vectors && whole_lines(t.c, t.c_row, of_line) ? of_line : 1;
+    const int64_t unit = around_ ? vectors_together(t.c, t.c_row) : 1;
     int64_t vectors = ceil_div(columns, L::count);
     const Real* const a = t.a;
     Out* c = t.c;

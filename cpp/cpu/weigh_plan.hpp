@@ -53,7 +53,7 @@ struct WeighPlan : Weighing {
   }
   static UNSHARED_INLINE int64_t groups(const Problem& p, const Weighing& w, const Call& call) {
     const int64_t others = outer(p) * w.strips * w.x_parts * y_shares(p, w);
-    return call.threads == 1 ? 1 : lesser(rows_of(p), ceil_div(int64_t{64}, others));
+    return threads_of(p, call) == 1 ? 1 : lesser(rows_of(p), ceil_div(int64_t{64}, others));
   }
 
   // How many there are in scratch of an element of dy: two factors of a complex one that is broadcast.

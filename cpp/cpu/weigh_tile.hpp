@@ -11,7 +11,7 @@
 
 #include "mover.hpp"
 #include "products.hpp"
-#include "share.hpp"
+#include "stage.hpp"
 
 #if defined(UNSHARED_LANES)
 
@@ -27,6 +27,13 @@ inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 16,
 
 // Samples of which tiles write what is beyond caches around them; slower tiles leave the time to read it.
 inline constexpr int most_samples_around = vector_registers == 16 ? 16 : 64;
+
+// Vectors of rows at c that tiles which write around the caches must not part: those that fill a line.
+template <class T>
+UNSHARED_INLINE int64_t vectors_together(const T* c, int64_t row) {
+  constexpr int64_t of_line = vectors_of_line<T>;
+  return of_line <= weighed_vectors && whole_lines(c, row, of_line) ? of_line : 1;
+}
 
 // c[row, lane] = chain over steps of a[step, row] * b[step, lane], and lines that will be needed
 // soon: of dw, those of as many rows, and of x or dy one for each step.
