@@ -17,8 +17,7 @@ double seconds_since(Clock::time_point start) {
 }
 
 struct Spin {
-  const KernelTable* table;
-  DType dtype;
+  double (*multiply_add)(std::int64_t rounds) noexcept;
   double flops = 0;  // of one item
 };
 
@@ -33,12 +32,12 @@ volatile std::uint64_t sink;
 
 double measure_flops(DType dtype, int threads) {
   constexpr std::int64_t rounds = 20000;
-  Spin spin{&kernel_table(), dtype};
-  spin.flops = spin.table->multiply_add(dtype, 1) * rounds;
+  Spin spin{kernel_table().multiply_add[static_cast<int>(dtype)]};
+  spin.flops = spin.multiply_add(1) * rounds;
   const Body body = [](const void* context, Work& work) noexcept {
     const Spin& s = *static_cast<const Spin*>(context);
     while (work.next())
-      for (std::int64_t i = work.begin; i < work.end; ++i) s.table->multiply_add(s.dtype, rounds);
+      for (std::int64_t i = work.begin; i < work.end; ++i) s.multiply_add(rounds);
   };
   double best = 0;
   for (int attempt = 0; attempt < 30;

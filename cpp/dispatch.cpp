@@ -17,7 +17,32 @@
 #define UNSHARED_VERSION "0.0.0"
 #endif
 
+// The table of a level, of what is compiled width by width (cpu/kernels.cpp).
+#define UNSHARED_DEFINE_LEVEL(level)                    \
+  void fill_##level##_narrow(KernelTable&) noexcept;    \
+  void fill_##level##_wide(KernelTable&) noexcept;      \
+  const KernelTable& kernel_table_##level() noexcept {  \
+    static const KernelTable table = [] {               \
+      KernelTable t{#level, {}, {}};                    \
+      fill_##level##_narrow(t);                         \
+      fill_##level##_wide(t);                           \
+      return t;                                         \
+    }();                                                \
+    return table;                                       \
+  }
+
 namespace unshared {
+
+#if defined(__x86_64__)
+UNSHARED_DEFINE_LEVEL(v2)
+UNSHARED_DEFINE_LEVEL(v3)
+UNSHARED_DEFINE_LEVEL(v4)
+#elif defined(__aarch64__)
+UNSHARED_DEFINE_LEVEL(neon)
+#else
+UNSHARED_DEFINE_LEVEL(baseline)
+#endif
+
 namespace {
 
 struct Level {

@@ -24,8 +24,8 @@ struct KernelTable {
   const char* level;  // the instruction set these kernels were compiled for
   Kernel list[dtype_count][face_count]
              [kernels_per_list];  // ends at the first kernel without a name
-  double (*multiply_add)(
-      DType, std::int64_t rounds) noexcept;  // for ceilings.hpp; returns the operations done
+  // For ceilings.hpp, of every dtype; returns the operations done.
+  double (*multiply_add[dtype_count])(std::int64_t rounds) noexcept;
 };
 
 // The table of the instruction set in use.

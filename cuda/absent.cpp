@@ -18,7 +18,7 @@ CudaState cuda_state() noexcept { return {false, "this build of unshared has no 
 
 const KernelTable& cuda_table() noexcept {
   static const KernelTable table = [] {
-    KernelTable t{"cuda", {}, nullptr};
+    KernelTable t{"cuda", {}, {}};
     cuda::fill<Nowhere, Face::forward>(t);
     cuda::fill<Nowhere, Face::grad_input>(t);
     cuda::fill<Nowhere, Face::grad_weight>(t);

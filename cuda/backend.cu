@@ -111,7 +111,7 @@ CudaState cuda_state() noexcept {
 
 const KernelTable& cuda_table() noexcept {
   static const KernelTable table = [] {
-    KernelTable t{"cuda", {}, nullptr};
+    KernelTable t{"cuda", {}, {}};
     cuda::fill_forward(t);
     cuda::fill_grad_input(t);
     cuda::fill_grad_weight(t);

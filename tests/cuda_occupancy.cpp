@@ -106,7 +106,7 @@ int blocks_that_fit(const Gpu& gpu, const Launch& launch, int registers, int sta
 }  // namespace
 
 int main(int argc, char** argv) {
-  KernelTable table{"recorded", {}, nullptr};
+  KernelTable table{"recorded", {}, {}};
   cuda::fill<Recorder, Face::forward>(table);
   cuda::fill<Recorder, Face::grad_input>(table);
   cuda::fill<Recorder, Face::grad_weight>(table);

@@ -21,7 +21,7 @@ namespace {
 
 const KernelTable& emulated() {
   static const KernelTable table = [] {
-    KernelTable t{"emulated", {}, nullptr};
+    KernelTable t{"emulated", {}, {}};
     cuda::fill<emulator::Emulator, Face::forward>(t);
     cuda::fill<emulator::Emulator, Face::grad_input>(t);
     cuda::fill<emulator::Emulator, Face::grad_weight>(t);

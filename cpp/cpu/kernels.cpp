@@ -1,6 +1,7 @@
-// The kernels of one instruction set as one table. This file is compiled once per level
-// (CMakeLists.txt), everything in it has internal linkage but the table, and no shared inline
-// function is left behind (tests/check_objects.py).
+// The kernels of one instruction set for the narrow types (float32 and what is summed in it) or the
+// wide ones (of eight bytes and more). This file is compiled for each level and width (CMakeLists.txt),
+// everything in it has internal linkage but fill_LEVEL_WIDTH(), and no shared inline function is left
+// behind (tests/check_objects.py).
 #include "along.hpp"
 #include "gather.hpp"
 #include "grad_weight.hpp"
@@ -9,10 +10,8 @@
 #include "scatter.hpp"
 #include "weigh.hpp"
 
-#define UNSHARED_JOIN(a, b) a##b
-#define UNSHARED_TABLE_OF(level) UNSHARED_JOIN(kernel_table_, level)
-#define UNSHARED_TEXT_OF(level) #level
-#define UNSHARED_TEXT(level) UNSHARED_TEXT_OF(level)
+#define UNSHARED_JOIN(level, width) fill_##level##_##width
+#define UNSHARED_FILL(level, width) UNSHARED_JOIN(level, width)
 
 namespace unshared {
 namespace {
@@ -152,7 +151,7 @@ constexpr const char* no_lanes(const Problem&) noexcept {
 #endif
 
 template <class T, Face face>
-constexpr void fill(Kernel (&list)[kernels_per_list]) {
+void fill(Kernel (&list)[kernels_per_list]) {
   // The first that accepts runs. Which index the lanes run over decides how full they are:
   //   scatter    grad_input where a place's weights are whole lines and a pixel's are not: lanes over
   //              samples, over channels, or over channels and taps
@@ -181,22 +180,22 @@ constexpr void fill(Kernel (&list)[kernels_per_list]) {
   list[at++] = {"reference", accepts, Reference<T, face>::run};
 }
 
-constexpr KernelTable make_table() {
-  KernelTable table{UNSHARED_TEXT(UNSHARED_ISA), {}, multiply_add};
-  for (int d = 0; d < dtype_count; ++d)
-    visit(static_cast<DType>(d), [&](auto type) {
-      using T = typename decltype(type)::type;
-      fill<T, Face::forward>(table.list[d][0]);
-      fill<T, Face::grad_input>(table.list[d][1]);
-      fill<T, Face::grad_weight>(table.list[d][2]);
-    });
-  return table;
-}
-
-constexpr KernelTable table = make_table();
+constexpr bool narrow(std::size_t size) { return size <= sizeof(float); }
+constexpr bool wide(std::size_t size) { return !narrow(size); }
 
 }  // namespace
 
-const KernelTable& UNSHARED_TABLE_OF(UNSHARED_ISA)() noexcept { return table; }
+void UNSHARED_FILL(UNSHARED_ISA, UNSHARED_WIDTH)(KernelTable& table) noexcept {
+  for (int d = 0; d < dtype_count; ++d)
+    visit(static_cast<DType>(d), [&](auto type) {
+      using T = typename decltype(type)::type;
+      if constexpr (UNSHARED_WIDTH(sizeof(T))) {
+        fill<T, Face::forward>(table.list[d][0]);
+        fill<T, Face::grad_input>(table.list[d][1]);
+        fill<T, Face::grad_weight>(table.list[d][2]);
+        table.multiply_add[d] = multiply_add_rounds<typename Scalar<T>::Real>;
+      }
+    });
+}
 
 }  // namespace unshared

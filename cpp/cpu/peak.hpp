@@ -38,11 +38,5 @@ double multiply_add_rounds(std::int64_t rounds) noexcept {
 #endif
 }
 
-double multiply_add(DType dtype, std::int64_t rounds) noexcept {
-  return visit(dtype, [&](auto type) {
-    return multiply_add_rounds<typename Scalar<typename decltype(type)::type>::Real>(rounds);
-  });
-}
-
 }  // namespace
 }  // namespace unshared
