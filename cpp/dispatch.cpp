@@ -18,17 +18,17 @@
 #endif
 
 // The table of a level, of what is compiled width by width (cpu/kernels.cpp).
-#define UNSHARED_DEFINE_LEVEL(level)                    \
-  void fill_##level##_narrow(KernelTable&) noexcept;    \
-  void fill_##level##_wide(KernelTable&) noexcept;      \
-  const KernelTable& kernel_table_##level() noexcept {  \
-    static const KernelTable table = [] {               \
-      KernelTable t{#level, {}, {}};                    \
-      fill_##level##_narrow(t);                         \
-      fill_##level##_wide(t);                           \
-      return t;                                         \
-    }();                                                \
-    return table;                                       \
+#define UNSHARED_DEFINE_LEVEL(level)                   \
+  void fill_##level##_narrow(KernelTable&) noexcept;   \
+  void fill_##level##_wide(KernelTable&) noexcept;     \
+  const KernelTable& kernel_table_##level() noexcept { \
+    static const KernelTable table = [] {              \
+      KernelTable t{#level, {}, {}};                   \
+      fill_##level##_narrow(t);                        \
+      fill_##level##_wide(t);                          \
+      return t;                                        \
+    }();                                               \
+    return table;                                      \
   }
 
 namespace unshared {

@@ -193,11 +193,11 @@ struct GatherPlan {
     const int64_t most_cells = greater(1, cells / least_items);
     const int64_t most_samples = samples ? most_vectors * L::count : n;
     const int64_t w_bytes = terms * g.columns * int64_t{sizeof(T)};
-    const auto work =
-        samples ? static_cast<double>(
-                      ceil_div(n, L::count) *
-                      (terms * reals * greater(g.columns * reals, 4) + 8 * g.columns * reals))
-                : static_cast<double>(n * terms * reals * vectors) * (vectors == 1 ? 1.08 : 1);
+    const auto work = samples ? static_cast<double>(ceil_div(n, L::count) *
+                                                    (terms * reals * greater(g.columns * reals, 4) +
+                                                     8 * g.columns * reals))
+                              : static_cast<double>(n * terms * reals * vectors) *
+                                    (vectors == 1 ? one_vector_cost() : 1);
     Cut best;
     for (int64_t across = ceil_div(row, longest_strip), last = 0;
          across > last && (fetches || best.cost == 0);
