@@ -30,7 +30,8 @@ class Weigh {
         z_(problem.axis_count - 1),
         signs_(call.conjugate_first, call.conjugate_second),
         around_(plan.direct && !call.accumulate && beyond_caches<T>(problem, most_samples_around)),
-        copies_around_(!plan.direct && !call.accumulate && beyond_caches<T>(problem, 64)) {
+        copies_around_(!plan.direct && !call.accumulate &&
+                       beyond_caches<T>(problem, most_samples_copied_around)) {
     for (int s = 0; s < p.axis_count; ++s) {
       const Spacing spacing = spacing_of(p.axes[s], false);
       tap_step_[s] = spacing.tap;
