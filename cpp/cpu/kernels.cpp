@@ -180,6 +180,7 @@ void fill(Kernel (&list)[kernels_per_list]) {
   list[at++] = {"reference", accepts, Reference<T, face>::run};
 }
 
+// UNSHARED_WIDTH is the name of one of these.
 constexpr bool narrow(std::size_t size) { return size <= sizeof(float); }
 constexpr bool wide(std::size_t size) { return !narrow(size); }
 

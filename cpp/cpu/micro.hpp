@@ -30,7 +30,8 @@ constexpr int most_rows(int vectors) {
 
 // What a multiplication in a tile of one vector takes of one in other tiles. It loads an operand, and two
 // loads a cycle are no more than Intel's two units of 512 bits multiply, so that those of tables and lists
-// come on top. Measured on Zen 4, and for Intel's on an Emerald Rapids; 1.3 was nearly as good there.
+// come on top. Measured on Zen 4, and for Intel's on an Emerald Rapids, where 1.3 was nearly as good; not
+// on Intel's chips of one such unit.
 UNSHARED_INLINE double one_vector_cost() {
 #if defined(__x86_64__)
   if (!few_registers && __builtin_cpu_is("intel")) return 1.6;
@@ -38,7 +39,8 @@ UNSHARED_INLINE double one_vector_cost() {
   return 1.08;
 }
 
-// Vectors of the tiles for so many rows of so many vectors; none of one is left over, for the same reason.
+// Vectors of the tiles for so many rows of so many vectors. Of three and five none is left for a tile of one,
+// for the same reason.
 constexpr int deepest(std::int64_t rows, std::int64_t of) {
   for (const int vectors : {4, 3, 2})
     if (rows <= tallest_rows(vectors)) return vectors;
