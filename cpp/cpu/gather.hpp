@@ -168,10 +168,6 @@ class Gather : GatherCell<T, face> {
           T* const to = result + n * g.result_batch + i * result_across;
           if (!plan_.direct && call_.accumulate && first)
             Boxes::template move<true>(plan_.over_samples, sums.box, to, sums_);
-          if (!plan_.direct && !more && plan_.fetches)
-            Boxes::with(plan_.over_samples, to, sums_, [&](const auto* memory, auto*) {
-              ahead_[Base::of_result] = result_lines_.of(sums.box, memory);
-            });
           for (int64_t j = 0; j < along_.count; ++j) {
             Real* const c = plan_.direct ? reinterpret_cast<Real*>(to + j * result_along)
                                          : sums_ + j * sums.cell;
@@ -305,7 +301,6 @@ class Gather : GatherCell<T, face> {
   Line along_, across_;
   const T* last_ = nullptr;  // what the strip before read
   LineList<1024, table_steps * reals> lines_;
-  LineList<768, table_steps * reals> result_lines_;
   alignas(64) Real sums_[Plan::sums_reals + L::count];
 };
 

@@ -226,8 +226,8 @@ class GatherCell {
   const Call& call_;
   const Plan& plan_;
   int64_t rows_ = 0, columns_ = 0;  // of the block at hand
-  enum { of_small, of_result, of_w };
-  Lines ahead_[3];  // what will be read or written next
+  enum { of_small, of_w };
+  Lines ahead_[2];  // what will be read next
   alignas(64) Real stage_[scratch_reals + 2 * L::count];
   Real* panel_ = stage_;  // behind what is staged
   SampleParts<Real> parts_;  // over samples, of complex elements

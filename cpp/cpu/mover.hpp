@@ -101,6 +101,7 @@ struct Mover {
                                      int64_t ahead) {
     for (int64_t l = 0; l < lanes; l += L::count, memory += L::count * lane_memory) {
       const int64_t here = lesser(L::count, lanes - l);
+      if constexpr (!in) ask_for(memory, lane_memory, here, count);
       if constexpr (in) {
         if (here == L::count)
           columns(LanesApart<T, L::count>(memory, lane_memory), scratch + l, place, count, ahead);
@@ -113,6 +114,15 @@ struct Mover {
         for (int64_t j = 0; j < count; j += L::count)
           rows(memory, lane_memory, here, scratch + l, place, count, j);
       }
+    }
+  }
+  // The lines that a square is written to, all at once: stores that miss would wait for each other.
+  static UNSHARED_INLINE void ask_for(const T* memory, int64_t lane_memory, int64_t lanes,
+                                      int64_t count) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t i = 0; i < lanes; ++i, memory += lane_memory) {
+      for (int64_t j = 0; j < count; j += line) __builtin_prefetch(memory + j, 1);
+      __builtin_prefetch(memory + count - 1, 1);
     }
   }
   // The columns of a square, some pieces of each lane at a time.
