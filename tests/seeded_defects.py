@@ -214,8 +214,14 @@ DEFECTS = [
     Defect(
         "odd channels: written around the caches as if vectors were whole",
         "cpp/cpu/weigh.hpp",
-        "t.around = around_ && t.last == L::count && whole_lines(t.c, t.c_row, V);",
-        "t.around = around_ && whole_lines(t.c, t.c_row, V);",
+        "t.around = in_place_ && around_ && t.last == L::count && whole_lines(t.c, t.c_row, V);",
+        "t.around = in_place_ && around_ && whole_lines(t.c, t.c_row, V);",
+    ),
+    Defect(
+        "sums copied around the caches as they stand: vectors apart, not columns",
+        "cpp/cpu/weigh.hpp",
+        "const int64_t most = dense ? columns.count() : padded<Real>(columns.count());",
+        "const int64_t most = padded<Real>(columns.count());",
     ),
     Defect(
         "many samples, moved sixteen at a time: the last ones too many",

@@ -105,11 +105,18 @@ TEST_CASE("large weight gradients, which are written around the caches, have the
   constexpr std::align_val_t line{64};
   // Of the last ones, rows of 24 columns begin on lines, 32 elements apart; what lies between stays.
   constexpr std::int64_t columns = 24, apart = 32;
-  for (const char* text : {"n1 a64>b64 i13x13 k3x3 w:obak", "n1 a64>b64 i13x13 k3x3 w:oakb",
-                           "n1 a24>b64 i30x30 k2x2 w:obka", "n1 a64>b24 i30x30 k2x2 w:oakb",
-                           "n4 a4>b64 i45x45 k3x3 p1 w:obka", "n4 a4>b48 i52x52 k3x3 w:obak",
-                           "n4 a3>b64 i30x30 k7x7 w:obka", "n17 a64>b64 i13x13 k3x3 w:obka"})
-    for (DType dtype : {DType::float32, DType::float64}) {
+  struct Large {
+    const char* text;
+    std::vector<DType> dtypes = {DType::float32, DType::float64};
+  };
+  for (const auto& [text, dtypes] :
+       {Large{"n1 a64>b64 i13x13 k3x3 w:obak"}, Large{"n1 a64>b64 i13x13 k3x3 w:oakb"},
+        Large{"n1 a24>b64 i30x30 k2x2 w:obka"}, Large{"n1 a64>b24 i30x30 k2x2 w:oakb"},
+        Large{"n4 a4>b64 i45x45 k3x3 p1 w:obka"}, Large{"n4 a4>b48 i52x52 k3x3 w:obak"},
+        Large{"n4 a3>b64 i30x30 k7x7 w:obka"}, Large{"n17 a64>b64 i13x13 k3x3 w:obka"},
+        Large{"n4 a16>b81 i25x25 k3x3 p1 w:oakb"}, Large{"n2 a129>b16 i22x22 k3x3 w:obka"},
+        Large{"n2 a16>b81 i33x33 k3x3 w:oakb", {DType::bfloat16}}})
+    for (DType dtype : dtypes) {
       Problem problem = parse_problem(text);
       auto count = static_cast<std::size_t>(problem.layout(Seat::w).elements());
       const auto spread = [&](std::int64_t& stride) {
@@ -154,10 +161,10 @@ TEST_CASE("large weight gradients, which are written around the caches, have the
             }
         ::operator delete(memory, line);
       };
-      if (dtype == DType::float32)
-        check(float{});
-      else
-        check(double{});
+      visit(dtype, [&](auto type) {
+        using T = typename decltype(type)::type;
+        if constexpr (Scalar<T>::parts == 1) check(T{});
+      });
     }
 }
 

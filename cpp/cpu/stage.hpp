@@ -124,7 +124,7 @@ struct Runs {
     int from[max_axes + 4];  // whose loop it is
     const auto add = [&](int64_t count, int64_t stride, int whose) {
       int at = depth++;
-      for (; at > 0 && loop[at - 1].memory > stride; --at) {
+      for (; at > 0 && magnitude(loop[at - 1].memory) > magnitude(stride); --at) {
         loop[at] = loop[at - 1];
         from[at] = from[at - 1];
       }
@@ -145,6 +145,23 @@ struct Runs {
         loop[kept++] = loop[d];
     }
     depth = kept;
+  }
+
+  // Every run, `memory` being the first.
+  template <class T>
+  UNSHARED_INLINE void walk(T* memory, const auto& each) const {
+    int64_t at[max_axes + 4] = {};
+    for (;;) {
+      each(memory);
+      int d = 0;
+      for (; d < depth; ++d) {
+        memory += loop[d].memory;
+        if (++at[d] < loop[d].count) break;
+        memory -= at[d] * loop[d].memory;
+        at[d] = 0;
+      }
+      if (d == depth) return;
+    }
   }
 };
 

@@ -30,8 +30,7 @@ class Weigh {
         z_(problem.axis_count - 1),
         signs_(call.conjugate_first, call.conjugate_second),
         around_(plan.direct && !call.accumulate && beyond_caches<T>(problem, most_samples_around)),
-        copies_around_(!plan.direct && !call.accumulate &&
-                       beyond_caches<T>(problem, most_samples_copied_around)) {
+        copies_around_(!call.accumulate && plan.copies) {
     for (int s = 0; s < p.axis_count; ++s) {
       const Spacing spacing = spacing_of(p.axes[s], false);
       tap_step_[s] = spacing.tap;
@@ -305,73 +304,104 @@ class Weigh {
   UNSHARED_INLINE int64_t second() const { return here_.places * p.batch * plan_.y_block; }
 
   // One place, all taps staged, one block of channels each.
+  struct Place {
+    T* result;
+    const Real *x, *y;  // where they are staged
+    Range rows, columns, taps;  // taps along the last axis
+    int64_t w_row, w_column, w_tap;  // strides in dw
+    int64_t step;  // from tap to tap in what is staged of x
+  };
   UNSHARED_INLINE void weigh(T* result, int64_t j) {
     const Axis& last = p.axes[z_];
     const Reach& reach = here_.at[j];
     const bool over = plan_.over_input;
-    const Range rows = over ? y_ : here_.x, columns = over ? here_.x : y_;
-    const int64_t w_row = over ? p.w_out_stride : p.w_in_stride,
-                  w_column = over ? p.w_in_stride : p.w_out_stride,
-                  w_tap = tap_step_[z_] * last.w_tap_stride;
-    result += rows.begin * w_row + columns.begin * w_column + reach.tap * last.w_tap_stride;
+    const int64_t pixel = p.batch * plan_.x_block;
+    Place place;
+    place.x = arena_ + (reach.partner - here_.low) / here_.unit * pixel;
+    place.y = arena_ + plan_.window_reals + j * p.batch * plan_.y_block;
+    place.rows = over ? y_ : here_.x;
+    place.columns = over ? here_.x : y_;
+    place.taps = {k_.begin, lesser(k_.end, reach.count)};
+    place.w_row = over ? p.w_out_stride : p.w_in_stride;
+    place.w_column = over ? p.w_in_stride : p.w_out_stride;
+    place.w_tap = tap_step_[z_] * last.w_tap_stride;
+    place.step = partner_step_[z_] / here_.unit * pixel;
+    place.result = result + place.rows.begin * place.w_row + place.columns.begin * place.w_column +
+                   reach.tap * last.w_tap_stride;
+    if (!plan_.direct) return through_scratch<Real>(place);
+    const int64_t columns = place.columns.count();
+    // Tiles write whole lines around the caches themselves; less than a vector is not worth a copy.
+    in_place_ =
+        !copies_around_ || columns < L::count ||
+        (columns % L::count == 0 && whole_lines(place.result, place.w_row, columns / L::count));
+    if (in_place_)
+      in_place(place);
+    else
+      through_scratch<T>(place);
+  }
+  template <class Out>
+  UNSHARED_INLINE Weighed<Out> tile_of() const {
+    Weighed<Out> t{};
+    t.a_step = plan_.over_input ? plan_.y_block : plan_.x_block;
+    t.b_step = plan_.over_input ? plan_.x_block : plan_.y_block;
+    t.steps = p.batch;
+    t.last = L::count;
+    t.from_zero = !call_.accumulate;
+    t.signs = &signs_;
+    t.second = second();
+    return t;
+  }
 
-    const int64_t pixel = p.batch * plan_.x_block, step = partner_step_[z_] / here_.unit * pixel;
-    const Range taps{k_.begin, lesser(k_.end, reach.count)};
-    const Real* const x = arena_ + (reach.partner - here_.low) / here_.unit * pixel;
-    const Real* const y = arena_ + plan_.window_reals + j * p.batch * plan_.y_block;
-    const auto fill = [&](auto t) {
-      t.a_step = over ? plan_.y_block : plan_.x_block;
-      t.b_step = over ? plan_.x_block : plan_.y_block;
-      t.steps = p.batch;
-      t.last = L::count;
-      t.from_zero = !call_.accumulate;
-      t.signs = &signs_;
-      t.second = second();
-      return t;
-    };
-    if (plan_.direct) {
-      Weighed<T> t = fill(Weighed<T>{});
-      t.c_row = w_row;
-      // Rows of x that share a line, so that all taps of the place find them in a cache.
-      for (int64_t row = 0; row < rows.count(); row += L::count) {
-        const int64_t height = lesser(L::count, rows.count() - row);
-        for (int64_t q = q_.begin; q < q_.end; ++q)
-          for (int64_t k = taps.begin; k < taps.end; ++k) {
-            const Real* const at = x + slot_[q] + (k - taps.begin) * step;
-            t.a = (over ? y : at) + row;
-            t.b = over ? at : y;
-            t.c = result + row * w_row + w_[q] + k * w_tap;
-            const T* const next =
-                k + 1 < taps.end ? t.c + w_tap
-                : q + 1 < q_.end
-                    ? t.c + w_[q + 1] - w_[q] - (k - taps.begin) * w_tap
-                    : t.c + L::count * w_row + w_[q_.begin] - w_[q] - (k - taps.begin) * w_tap;
-            multiply(t, height, columns.count(), next);
-          }
-      }
-      return;
+  // Sums kept in dw.
+  UNSHARED_INLINE void in_place(const Place& place) {
+    const auto& [result, x, y, rows, columns, taps, w_row, w_column, w_tap, step] = place;
+    const bool over = plan_.over_input;
+    Weighed<T> t = tile_of<T>();
+    t.c_row = w_row;
+    // Rows of x that share a line, so that all taps of the place find them in a cache.
+    for (int64_t row = 0; row < rows.count(); row += L::count) {
+      const int64_t height = lesser(L::count, rows.count() - row);
+      for (int64_t q = q_.begin; q < q_.end; ++q)
+        for (int64_t k = taps.begin; k < taps.end; ++k) {
+          const Real* const at = x + slot_[q] + (k - taps.begin) * step;
+          t.a = (over ? y : at) + row;
+          t.b = over ? at : y;
+          t.c = result + row * w_row + w_[q] + k * w_tap;
+          const T* const next =
+              k + 1 < taps.end ? t.c + w_tap
+              : q + 1 < q_.end
+                  ? t.c + w_[q + 1] - w_[q] - (k - taps.begin) * w_tap
+                  : t.c + L::count * w_row + w_[q_.begin] - w_[q] - (k - taps.begin) * w_tap;
+          multiply(t, height, columns.count(), next);
+        }
     }
+  }
 
-    // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room;
-    // and as much again where they are put in order, if tiles of two vectors and more do not suffer.
+  // Sums in scratch: of all taps, of a row of taps or of one, so that columns and rows find room; and as
+  // much again where they are put in order, if tiles of two vectors and more do not suffer. Those of
+  // columns that lie side by side in dw stand in scratch as they will there.
+  template <class Out>
+  UNSHARED_INLINE void through_scratch(const Place& place) {
+    const auto& [result, x, y, rows, columns, taps, w_row, w_column, w_tap, step] = place;
+    const bool over = plan_.over_input, dense = plan_.direct;
     const int64_t tap_counts[] = {here_.taps * taps.count(), taps.count(), 1};
-    const int64_t most = padded<Real>(columns.count());
+    const int64_t most = dense ? columns.count() : padded<Real>(columns.count());
     const int64_t all = tap_counts[0] * lesser(most, 2 * L::count);
-    const bool halves = copies_around_ && sums_reals / 2 / all >= lesser(rows.count(), 6);
+    const bool halves = !dense && copies_around_ && sums_reals / 2 / all >= lesser(rows.count(), 6);
     const int64_t room = halves ? sums_reals / 2 : sums_reals;
     int64_t high = 0, wide = 0;
     int level = q_.count() == here_.taps ? 0 : 1;
     for (bool found = false; !found; level += !found)
       for (int64_t width = most; !found && width > 0;
-           width = width > L::count ? padded<Real>(width / 2) : 0) {
+           width = width > L::count && !dense ? padded<Real>(width / 2) : 0) {
         wide = width;
         high = lesser(room / (tap_counts[level] * width), rows.count());
-        found = high >= lesser(rows.count(), halves ? 6 : 8);
+        found = high >= lesser(rows.count(), dense ? 4 : halves ? 6 : 8);
       }
     high = ceil_div(rows.count(), ceil_div(rows.count(), high));
     const int64_t q_unit = level == 0 ? here_.taps : 1, k_unit = level == 2 ? 1 : taps.count();
-    Real* const sums = arena_ + arena_reals - sums_reals;
-    Weighed<Real> t = fill(Weighed<Real>{});
+    Out* const sums = reinterpret_cast<Out*>(arena_ + arena_reals - sums_reals);
+    Weighed<Out> t = tile_of<Out>();
     for (int64_t q = q_.begin; q < q_.end; q += q_unit)
       for (int64_t k = taps.begin; k < taps.end; k += k_unit)
         for (int64_t column = 0; column < columns.count(); column += wide)
@@ -405,7 +435,8 @@ class Weigh {
             box.lanes = lesser(wide, columns.count() - column);
             box.lane_memory = w_column;
             T* const to = result + w_[q] + k * w_tap + row * w_row + column * w_column;
-            if (call_.accumulate) stage(box, const_cast<const T*>(to), sums);
+            if constexpr (std::is_same_v<Out, Real>)
+              if (call_.accumulate) stage(box, const_cast<const T*>(to), sums);
             t.c_row = loop[z_ + 1].second;
             int64_t c = 0, at[max_axes] = {};
             for (int64_t r = q; r < q + q_unit; ++r) {
@@ -423,45 +454,47 @@ class Weigh {
                 at[s] = 0;
               }
             }
-            if (copies_around_)
-              unstage_around(box, to, sums, scratch);
-            else
-              unstage(box, to, sums);
+            if (dense)
+              copy_dense(box, to, sums);
+            else if constexpr (std::is_same_v<Out, Real>) {
+              if (copies_around_)
+                unstage_around(box, to, sums, scratch);
+              else
+                unstage(box, to, sums);
+            }
           }
   }
 
   // Sums that go to whole lines of dw, which nobody reads soon, are put in order in scratch, behind
-  // those `used`, and written around the caches. A call of its own: compute() is long enough.
+  // those `used`, and written around the caches. Calls of their own: compute() is long enough.
   __attribute__((noinline)) void unstage_around(const Box& box, T* to, Real* sums, int64_t used) {
-    constexpr int64_t least = 256;  // bytes of a run
-    constexpr int64_t line = 64 / sizeof(Real);
+    constexpr int64_t least_run = 256, line = 64 / sizeof(Real);
     Box packed;
     const Runs runs(box, packed);
-    const int64_t bytes = runs.run * int64_t{sizeof(T)};
-    if (bytes < least || 2 * used > sums_reals) return unstage(box, to, sums);
+    if (runs.run * int64_t{sizeof(T)} < least_run || 2 * used > sums_reals)
+      return unstage(box, to, sums);
     T* const buffer = reinterpret_cast<T*>(sums + ceil_div(used, line) * line);
     unstage(packed, buffer, sums);
-    const char* from = reinterpret_cast<const char*>(buffer);
-    int64_t at[max_axes + 4] = {};
-    for (;;) {
-      copy_around(reinterpret_cast<char*>(to), from, bytes);
+    copy_runs(runs, to, reinterpret_cast<const char*>(buffer));
+  }
+  UNSHARED_INLINE void copy_runs(const Runs& runs, T* to, const char* from) {
+    const int64_t bytes = runs.run * int64_t{sizeof(T)};
+    runs.walk(to, [&](T* run) __attribute__((always_inline)) {
+      copy_around(reinterpret_cast<char*>(run), from, bytes);
       from += bytes;
-      int d = 0;
-      for (; d < runs.depth; ++d) {
-        to += runs.loop[d].memory;
-        if (++at[d] < runs.loop[d].count) break;
-        to -= at[d] * runs.loop[d].memory;
-        at[d] = 0;
-      }
-      if (d == runs.depth) return;
-    }
+    });
+  }
+  // The same of sums that stand in the order of dw.
+  __attribute__((noinline)) void copy_dense(const Box& box, T* to, const void* sums) {
+    Box packed;
+    copy_runs(Runs(box, packed), to, static_cast<const char*>(sums));
   }
 
   // Rows by columns; `next`: where the sums of the next call will stand. Tiles take turns with `t`, which
   // it would take longer to copy than small ones to compute.
   template <class Out>
   UNSHARED_INLINE void multiply(Weighed<Out>& t, int64_t rows, int64_t columns, const Out* next) {
-    const int64_t unit = around_ ? vectors_together(t.c, t.c_row) : 1;
+    const int64_t unit = in_place_ && around_ ? vectors_together(t.c, t.c_row) : 1;
     int64_t vectors = ceil_div(columns, L::count);
     const Real* const a = t.a;
     Out* c = t.c;
@@ -500,8 +533,8 @@ class Weigh {
       // Lines of dw are asked for a tile ahead, or a place if tiles are small; by the last byte of
       // a vector: if it crosses lines, the first is its neighbour's, too.
       const Out* const out = V == 1 ? t.c + out_ahead_ : count > 1 ? t.c + height * t.c_row : next;
-      t.around = around_ && t.last == L::count && whole_lines(t.c, t.c_row, V);
-      t.out_row = plan_.direct && !t.around ? t.c_row * int64_t{sizeof(Out)} : 0;
+      t.around = in_place_ && around_ && t.last == L::count && whole_lines(t.c, t.c_row, V);
+      t.out_row = in_place_ && !t.around ? t.c_row * int64_t{sizeof(Out)} : 0;
       t.out_ahead = reinterpret_cast<const char*>(out + L::count) - 1;
       t.in_ahead = idle_;
       t.in_step = 0;
@@ -533,7 +566,8 @@ class Weigh {
   const int z_;  // the last axis
   const Signs<Part> signs_;
   const bool around_;  // whether tiles write around the caches
-  const bool copies_around_;  // whether sums that passed through scratch do
+  const bool copies_around_;  // whether sums that pass through scratch do
+  bool in_place_ = false;  // whether those of the place at hand are kept in dw
   int64_t tap_step_[max_axes], partner_step_[max_axes];
   Strip here_;
   Range y_;

@@ -20,7 +20,8 @@ enum class Kept { window, row, tap };
 struct Weighing {
   Kept kept = Kept::window;
   bool over_input = false;  // columns are input channels, rows output channels; else the other way
-  bool direct = false;  // sums are kept in dw itself
+  bool direct = false;  // sums lie side by side in dw, and may be kept there
+  bool copies = false;  // sums in scratch are copied to dw around the caches
   int64_t x_block = 0, x_parts = 0, y_block = 0, y_parts = 0;  // channels staged together
   int64_t strips = 0;  // of places along the last axis; 0: it does not fit
   int64_t window = 0, window_reals = 0;  // pixels of a row; room for all rows
@@ -67,7 +68,7 @@ struct WeighPlan : Weighing {
   }
 
  private:
-  static constexpr int64_t widest = 4;  // vectors of channels staged together
+  static constexpr int64_t widest = 4;  // vectors of rows staged together; of columns twice as many
 
   // Whether columns should be input channels, from what either way costs per place and tap:
   // multiplications of vectors, and sums that do not leave as whole vectors.
@@ -92,7 +93,9 @@ struct WeighPlan : Weighing {
     if (rows > most_tap_rows) return {};
     const int64_t x_vectors = greater(1, ceil_div(p.in_channels, L::count)),
                   y_vectors = greater(1, ceil_div(p.out_channels, L::count));
-    const int64_t room = arena_reals - (w.direct ? 0 : sums_reals);
+    w.copies =
+        beyond_caches<T>(p, w.direct ? most_samples_copied_dense : most_samples_copied_around);
+    const int64_t room = arena_reals - (w.direct && !w.copies ? 0 : sums_reals);
     const auto fits = [&](int64_t places) {
       w.x_block = ceil_div(x_vectors, w.x_parts) * L::count;
       w.y_block = ceil_div(y_vectors, w.y_parts) * L::count;
@@ -109,8 +112,10 @@ struct WeighPlan : Weighing {
       const bool alone = best.strips != 0;
       if (alone && (best.strips < last.output || last.output == 1 || kept == Kept::tap)) break;
       least = 0;
-      for (int64_t x_wide = widest; x_wide > 0; --x_wide)
-        for (int64_t y_wide = widest; y_wide > 0; --y_wide) {
+      for (int64_t x_wide = lesser(w.over_input ? 2 * widest : widest, x_vectors); x_wide > 0;
+           --x_wide)
+        for (int64_t y_wide = lesser(w.over_input ? widest : 2 * widest, y_vectors); y_wide > 0;
+             --y_wide) {
           w.kept = kept;
           w.x_parts = ceil_div(x_vectors, x_wide);
           w.y_parts = ceil_div(y_vectors, y_wide);

@@ -27,7 +27,9 @@ inline constexpr int weighed_rows_of[] = {0, vector_registers == 16 ? 10 : 16,
 
 // Samples of which tiles write what is beyond caches around them; slower tiles leave the time to read it.
 inline constexpr int most_samples_around = vector_registers == 16 ? 16 : 64;
-inline constexpr int most_samples_copied_around = 64;  // the same of sums that are copied there
+// The same of sums that are copied there, out of order or in the order of dw.
+inline constexpr int most_samples_copied_around = 64,
+                     most_samples_copied_dense = vector_registers == 16 ? 8 : 48;
 
 // Vectors of rows at c that tiles which write around the caches must not part: those that fill a line.
 template <class T>
