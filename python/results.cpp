@@ -9,6 +9,7 @@
 
 #include "arrays.hpp"
 #include "libraries.hpp"
+#include "scalar.hpp"
 
 namespace unshared::python {
 namespace {
