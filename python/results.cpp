@@ -100,8 +100,10 @@ nb::object make_numpy(const Array& like, const Layout& layout, const nb::object&
   bool countable = true;
   for (int d = 0; d < layout.rank; ++d)
     countable = countable && !__builtin_mul_overflow(bytes, layout.shape[d], &bytes);
-  if (!countable || bytes < large) return empty(shape, dtype);
-  const nb::object memory = empty(bytes + line, "uint8");
+  std::int64_t room = 0;
+  if (!countable || bytes < large || __builtin_add_overflow(bytes, line, &room))
+    return empty(shape, dtype);
+  const nb::object memory = empty(room, "uint8");
   const nb::object data = memory.attr("__array_interface__")["data"];
   const auto begin = nb::cast<std::uint64_t>(data[0]) % line;
   return handle_of(numpy().ndarray)(shape, nb::arg("dtype") = dtype, nb::arg("buffer") = memory,

@@ -347,3 +347,20 @@ def test_all_cases_leave_inputs_alone_in_place(rng: np.random.Generator) -> None
             library(face, case, first.array, second.array, out=result)
             first.check_unchanged(case)
             second.check_unchanged(case)
+
+
+@pytest.mark.parametrize("order", ["nao", "noa"])
+def test_large_results_begin_with_a_line(dtype: np.dtype, order: str) -> None:
+    """Whatever their memory order: a kernel can write whole lines of them around the caches."""
+    x = np.ones((2, 4, 300, 300), dtype)
+    if order == "noa":
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    w = np.ones((300, 300, 3, 4, 1, 1), dtype)
+    results = [unshared.forward(x, w), unshared.grad_weight(x, x[:, :3], 1)]
+    for result in results:
+        assert result.nbytes >= 2**20
+        assert result.ctypes.data % 64 == 0
+        assert result.dtype == dtype
+        assert result.flags.writeable
+    assert_same_bits(results[0], np.full(results[0].shape, 4, dtype))
+    assert_same_bits(results[1], np.full(results[1].shape, 2, dtype))
