@@ -224,6 +224,12 @@ DEFECTS = [
         "const int64_t most = padded<Real>(columns.count());",
     ),
     Defect(
+        "weight gradients of some samples after the others: the last ones alone",
+        "cpp/cpu/kernels.cpp",
+        "now.accumulate = call.accumulate || n > 0;",
+        "now.accumulate = call.accumulate;",
+    ),
+    Defect(
         "many samples, moved sixteen at a time: the last ones too many",
         "cpp/cpu/mover.hpp",
         "box.lanes = lesser(step, lanes - l);",

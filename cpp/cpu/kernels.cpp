@@ -107,8 +107,18 @@ void run_scatter(const Problem& p, const Call& call) noexcept {
 template <class T>
 void run_weigh(const Problem& p, const Call& call) noexcept {
   if constexpr (has_lanes<T>) {
-    const WeighPlan<T> plan(p);
-    Planned<Weigh<T>, WeighPlan<T>>{p, call, plan}.run(WeighPlan<T>::items(p, plan, call));
+    // Some samples after the others: chains go on from what stands in dw.
+    Problem some = WeighPlan<T>::some_samples(p);
+    const int64_t most = some.batch;
+    Call now = call;
+    for (int64_t n = 0; n < p.batch; n += most) {
+      some.batch = lesser(most, p.batch - n);
+      now.first = static_cast<const T*>(call.first) + n * p.x_batch_stride;
+      now.second = static_cast<const T*>(call.second) + n * p.y_batch_stride;
+      now.accumulate = call.accumulate || n > 0;
+      const WeighPlan<T> plan(some);
+      Planned<Weigh<T>, WeighPlan<T>>{some, now, plan}.run(WeighPlan<T>::items(some, plan, now));
+    }
   }
 }
 

@@ -4,7 +4,8 @@
 // are staged as panels, for each pixel samples by channels, whatever their memory order. The rows
 // of the window stay while the strip moves on along the axis before; where they do not all find room
 // for several places, a row at a time is staged, or the pixels of one tap. For each place and tap, rows
-// and columns of a product are the channels of x and dy, or of dy and x, its steps the samples.
+// and columns of a product are the channels of x and dy, or of dy and x, its steps the samples: all of
+// them, or, of many, some after the others.
 // Accumulator: float32 for half types, else the element type. Order: n ascending. Deterministic:
 // each dw[o, k, a, b] is one chain of one worker. Taps in padding get an empty chain.
 #pragma once
@@ -581,11 +582,12 @@ class Weigh {
 };
 
 template <class T>
-const char* weigh_declines(const Problem& p) noexcept {
+const char* weigh_declines(const Problem& problem) noexcept {
   if constexpr (!has_lanes<T>) {
     return without_lanes;
   } else {
-    if (p.batch == 0) return "there are no samples to stage";
+    if (problem.batch == 0) return "there are no samples to stage";
+    const Problem p = WeighPlan<T>::some_samples(problem);
     const WeighPlan<T> plan(p);
     if (plan.strips == 0) return "what a place sees of all samples is too large to be staged";
     if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8 ||

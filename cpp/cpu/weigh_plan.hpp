@@ -38,6 +38,31 @@ struct WeighPlan : Weighing {
 
   explicit UNSHARED_INLINE WeighPlan(const Problem& p) : Weighing(plan(p)) {}
 
+  // The problem with as many samples as are best computed together: of fewer, longer strips find room,
+  // which is worth that sums are read and written again. Not if that would round them.
+  static UNSHARED_INLINE Problem some_samples(const Problem& p) {
+    if (!plain || p.batch < 2 * least_samples) return p;
+    // Cycles: a vector of dw read and written again, a line of x or dy.
+    const double again = weights_beyond_caches<T>(p) ? 64 : 16, line = 12;
+    const auto vectors = static_cast<double>(taps_of(p) * p.in_channels *
+                                             ceil_div(p.out_channels, int64_t{L::count}));
+    Problem best = p;
+    double least = 0;
+    for (int64_t times = 1; p.batch >= times * least_samples; times *= 2) {
+      Problem part = p;
+      part.batch = ceil_div(p.batch, times);
+      const Weighing w = plan(part);
+      if (w.strips == 0) continue;
+      const double cost =
+          cost_of(part, w) + line * lines_of(part, w) +
+          again * vectors * static_cast<double>(times) / static_cast<double>(p.batch);
+      if (least > 0 && cost >= least) continue;
+      least = cost;
+      best = part;
+    }
+    return best;
+  }
+
   // Items: (places of the first axes, strip, channels of x, channels of y, rows of places).
   static UNSHARED_INLINE int64_t items(const Problem& p, const Weighing& w, const Call& call) {
     return outer(p) * w.strips * w.x_parts * y_shares(p, w) * groups(p, w, call);
@@ -68,6 +93,8 @@ struct WeighPlan : Weighing {
   }
 
  private:
+  // More than of which sums are written around the caches, where none could be read again.
+  static constexpr int64_t least_samples = 96;
   static constexpr int64_t widest = 4;  // vectors of rows staged together; of columns twice as many
 
   // Whether columns should be input channels, from what either way costs per place and tap:
@@ -132,6 +159,29 @@ struct WeighPlan : Weighing {
     }
     return best;
   }
+  // Rows of the window, or pixels, that are staged for a strip.
+  static UNSHARED_INLINE int64_t fresh_rows(const Problem& p, const Weighing& w) {
+    const int64_t last = p.axes[p.axis_count - 1].kernel, rows = taps_of(p) / last;
+    if (w.kept == Kept::tap) return rows * last;
+    if (w.kept == Kept::row || p.axis_count == 1) return rows;
+    const Axis& axis = p.axes[p.axis_count - 2];
+    return rows / axis.kernel * lesser(axis.kernel, axis.stride);
+  }
+  // About how many lines of x and dy a place reads of each sample: those of a strip do not stay for the next.
+  static UNSHARED_INLINE double lines_of(const Problem& p, const Weighing& w) {
+    const Axis& last = p.axes[p.axis_count - 1];
+    const int64_t places = greater(1, ceil_div(last.output, w.strips));
+    const auto lines = [](int64_t pixels, int64_t channels, int64_t channel, int64_t pixel) {
+      const auto run = [](int64_t n) { return static_cast<double>(n * int64_t{sizeof(T)}) / 64; };
+      const auto all = static_cast<double>(channel == 1 ? pixels : channels);
+      if (channel == 1)
+        return pixel == channels ? run(pixels * channels) + 1 : all * (run(channels) + 1);
+      return all * (pixel == 1 ? run(pixels) + 1 : static_cast<double>(pixels));
+    };
+    const double x = lines(w.window, p.in_channels, p.x_channel_stride, last.x_stride),
+                 y = lines(places, p.out_channels, p.y_channel_stride, last.y_stride);
+    return (static_cast<double>(fresh_rows(p, w)) * x + y) / static_cast<double>(places);
+  }
   // About how many cycles a place takes for each sample, beyond multiplications.
   static UNSHARED_INLINE double cost_of(const Problem& p, const Weighing& w) {
     const Axis& last = p.axes[p.axis_count - 1];
@@ -142,13 +192,7 @@ struct WeighPlan : Weighing {
       return plain && 2 * pixels <= L::count ? 3 * int64_t{L::count}
                                              : 6 * ceil_div(pixels, L::count) * L::count;
     };
-    const int64_t rows = taps_of(p) / last.kernel;  // of the window
-    int64_t fresh = rows;
-    if (w.kept == Kept::window && p.axis_count > 1) {
-      const Axis& axis = p.axes[p.axis_count - 2];
-      fresh = fresh / axis.kernel * lesser(axis.kernel, axis.stride);
-    }
-    if (w.kept == Kept::tap) fresh *= last.kernel;
+    const int64_t fresh = fresh_rows(p, w);
     const int64_t again = w.y_parts == 1 || w.kept == Kept::window ? 1 : fresh;
     const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts *
                       w.x_block,
