@@ -101,18 +101,19 @@ struct Mover {
                                      int64_t ahead) {
     for (int64_t l = 0; l < lanes; l += L::count, memory += L::count * lane_memory) {
       const int64_t here = lesser(L::count, lanes - l);
-      if constexpr (!in) ask_for(memory, lane_memory, here, count);
       if constexpr (in) {
         if (here == L::count)
           columns(LanesApart<T, L::count>(memory, lane_memory), scratch + l, place, count, ahead);
         else
           columns(LanesListed<T, L::count>(memory, lane_memory, here), scratch + l, place, count,
                   ahead);
-      } else if (sizeof(T) == sizeof(Real) && count < L::count) {
-        narrow(memory, lane_memory, here, scratch + l, place, count);
       } else {
-        for (int64_t j = 0; j < count; j += L::count)
-          rows(memory, lane_memory, here, scratch + l, place, count, j);
+        ask_for(memory, lane_memory, here, count);
+        if (sizeof(T) == sizeof(Real) && count < L::count)
+          narrow(memory, lane_memory, here, scratch + l, place, count);
+        else
+          for (int64_t j = 0; j < count; j += L::count)
+            rows(memory, lane_memory, here, scratch + l, place, count, j);
       }
     }
   }

@@ -93,7 +93,7 @@ struct WeighPlan : Weighing {
   }
 
  private:
-  // More than of which sums are written around the caches, where none could be read again.
+  // In a part: more than those whose sums are written around the caches, since these are read again.
   static constexpr int64_t least_samples = 96;
   static constexpr int64_t widest = 4;  // vectors of rows staged together; of columns twice as many
 
