@@ -113,6 +113,23 @@ UNSHARED_INLINE void written_around() {
 #endif
 }
 
+// Every run of a box, `memory` being the first; loops over them, innermost first.
+template <class T>
+UNSHARED_INLINE void walk_runs(const Box::Loop* loop, int depth, T* memory, const auto& each) {
+  int64_t at[max_axes + 4] = {};
+  for (;;) {
+    each(memory);
+    int d = 0;
+    for (; d < depth; ++d) {
+      memory += loop[d].memory;
+      if (++at[d] < loop[d].count) break;
+      memory -= at[d] * loop[d].memory;
+      at[d] = 0;
+    }
+    if (d == depth) return;
+  }
+}
+
 // A box as it lies in memory: runs of so many elements side by side, and loops over them, innermost first.
 struct Runs {
   int64_t run = 1;
@@ -145,23 +162,6 @@ struct Runs {
         loop[kept++] = loop[d];
     }
     depth = kept;
-  }
-
-  // Every run, `memory` being the first.
-  template <class T>
-  UNSHARED_INLINE void walk(T* memory, const auto& each) const {
-    int64_t at[max_axes + 4] = {};
-    for (;;) {
-      each(memory);
-      int d = 0;
-      for (; d < depth; ++d) {
-        memory += loop[d].memory;
-        if (++at[d] < loop[d].count) break;
-        memory -= at[d] * loop[d].memory;
-        at[d] = 0;
-      }
-      if (d == depth) return;
-    }
   }
 };
 

@@ -480,7 +480,7 @@ class Weigh {
   }
   UNSHARED_INLINE void copy_runs(const Runs& runs, T* to, const char* from) {
     const int64_t bytes = runs.run * int64_t{sizeof(T)};
-    runs.walk(to, [&](T* run) __attribute__((always_inline)) {
+    walk_runs(runs.loop, runs.depth, to, [&](T* run) __attribute__((always_inline)) {
       copy_around(reinterpret_cast<char*>(run), from, bytes);
       from += bytes;
     });
@@ -580,23 +580,6 @@ class Weigh {
   int64_t fed_ = 0, feed_x_ = 0, feed_end_ = 0, x_step_, y_step_;
   alignas(64) Real arena_[arena_reals + L::count];
 };
-
-template <class T>
-const char* weigh_declines(const Problem& problem) noexcept {
-  if constexpr (!has_lanes<T>) {
-    return without_lanes;
-  } else {
-    if (problem.batch == 0) return "there are no samples to stage";
-    const Problem p = WeighPlan<T>::some_samples(problem);
-    const WeighPlan<T> plan(p);
-    if (plan.strips == 0) return "what a place sees of all samples is too large to be staged";
-    if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8 ||
-        (plan.kept != Kept::window && WeighPlan<T>::half_empty(p, plan)) ||
-        (plan.kept == Kept::tap && plan.x_parts * plan.y_parts > 2))
-      return "what is staged would be used too few times";
-    return nullptr;
-  }
-}
 
 static_assert(sizeof(Weigh<float>) <= most_scratch && sizeof(Weigh<double>) <= most_scratch &&
               sizeof(Weigh<Half>) <= most_scratch && sizeof(Weigh<Complex<float>>) <= most_scratch);

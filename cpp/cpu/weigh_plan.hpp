@@ -209,6 +209,24 @@ struct WeighPlan : Weighing {
   }
 };
 
+// When it is not chosen.
+template <class T>
+const char* weigh_declines(const Problem& problem) noexcept {
+  if constexpr (!has_lanes<T>) {
+    return without_lanes;
+  } else {
+    if (problem.batch == 0) return "there are no samples to stage";
+    const Problem p = WeighPlan<T>::some_samples(problem);
+    const WeighPlan<T> plan(p);
+    if (plan.strips == 0) return "what a place sees of all samples is too large to be staged";
+    if (taps_of(p) * lesser(p.in_channels, p.out_channels) < 8 ||
+        (plan.kept != Kept::window && WeighPlan<T>::half_empty(p, plan)) ||
+        (plan.kept == Kept::tap && plan.x_parts * plan.y_parts > 2))
+      return "what is staged would be used too few times";
+    return nullptr;
+  }
+}
+
 }  // namespace
 }  // namespace unshared
 

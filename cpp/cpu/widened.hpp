@@ -27,18 +27,10 @@ class Widened {
   UNSHARED_INLINE const Box& packed() const { return packed_; }
   // Brings it, run by run.
   UNSHARED_INLINE void bring(const T* memory, Real* scratch) const {
-    int64_t at[max_axes + 4] = {};
-    for (;; scratch += run_) {
-      Mover<T, true>::run(memory, scratch, run_, 0);
-      int d = 0;
-      for (; d < depth_; ++d) {
-        memory += loop_[d].memory;
-        if (++at[d] < loop_[d].count) break;
-        memory -= at[d] * loop_[d].memory;
-        at[d] = 0;
-      }
-      if (d == depth_) return;
-    }
+    walk_runs(loop_, depth_, memory, [&](const T* run) __attribute__((always_inline)) {
+      Mover<T, true>::run(run, scratch, run_, 0);
+      scratch += run_;
+    });
   }
 
  private:
