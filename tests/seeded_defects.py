@@ -86,6 +86,12 @@ DEFECTS = [
         "int64_t w = static_cast<std::int32_t>(s.begin * p.axes[z_].w_place_stride);",
     ),
     Defect(
+        "weight gradients: samples taken for neighbours in memory that are not",
+        "cpp/cpu/mover.hpp",
+        "if (loop[d].memory == lanes * lane_memory && loop[d].scratch == lanes) {",
+        "if (loop[d].scratch == lanes) {",
+    ),
+    Defect(
         "another order of summation: input channels descending",
         "cpp/reference.hpp",
         "for (std::int64_t a = 0; a < p.in_channels; ++a) {",

@@ -43,6 +43,15 @@ struct Box {
            loop[depth - 1].scratch == lanes)
       lanes *= loop[--depth].count;
   }
+  // Makes the loop that goes on where the lanes end, on both sides, more of them.
+  UNSHARED_INLINE void lengthen() {
+    for (int d = depth - 1; d >= 0; --d)
+      if (loop[d].memory == lanes * lane_memory && loop[d].scratch == lanes) {
+        lanes *= loop[d].count;
+        for (--depth; d < depth; ++d) loop[d] = loop[d + 1];
+        return;
+      }
+  }
 
   bool dense = false;  // rows of scratch are not whole vectors apart: no squares
   bool distant = false;  // memory is in no cache: squares ask for what the next ones read

@@ -267,7 +267,7 @@ class Weigh {
     for (int64_t q = 0; q < here_.taps; ++q) {
       const TapRow row = tap_row(here_, q);
       w_[q] = row.w;
-      slot_[q] = row.slot * plan_.window * p.batch * plan_.x_block;
+      slot_[q] = row.slot * plan_.window * plan_.x_pixel;
       if (staged_[row.slot] == row.row) continue;
       staged_[row.slot] = row.row;
       stage_pixels(row, 0, here_.window, arena_ + slot_[q]);
@@ -284,25 +284,27 @@ class Weigh {
     const int64_t step = here_.unit * p.axes[z_].x_stride;
     Box box;
     box.add(p.batch, p.x_batch_stride, plan_.x_block);
-    box.add(count, step, p.batch * plan_.x_block);
+    box.add(count, step, plan_.x_pixel);
     box.lanes = here_.x.count();
     box.lane_memory = p.x_channel_stride;
+    box.lengthen();
     stage(box, static_cast<const T*>(call_.first) + row.x + first * step, to);
   }
 
   UNSHARED_INLINE void stage_places(const T* y) {
     Box box;
     box.add(p.batch, p.y_batch_stride, plan_.y_block);
-    box.add(here_.places, p.axes[z_].y_stride, p.batch * plan_.y_block);
+    box.add(here_.places, p.axes[z_].y_stride, plan_.y_pixel);
     box.lanes = y_.count();
     box.lane_memory = p.y_channel_stride;
+    box.lengthen();
     Real* const to = arena_ + plan_.window_reals;
     stage(box, y + y_.begin * p.y_channel_stride, to);
     if constexpr (complex)
       if (plan_.over_input) make_factors(reinterpret_cast<Part*>(to), 2 * second(), signs_);
   }
   // How far behind the first factors of complex elements of dy the second ones are.
-  UNSHARED_INLINE int64_t second() const { return here_.places * p.batch * plan_.y_block; }
+  UNSHARED_INLINE int64_t second() const { return here_.places * plan_.y_pixel; }
 
   // One place, all taps staged, one block of channels each.
   struct Place {
@@ -316,17 +318,16 @@ class Weigh {
     const Axis& last = p.axes[z_];
     const Reach& reach = here_.at[j];
     const bool over = plan_.over_input;
-    const int64_t pixel = p.batch * plan_.x_block;
     Place place;
-    place.x = arena_ + (reach.partner - here_.low) / here_.unit * pixel;
-    place.y = arena_ + plan_.window_reals + j * p.batch * plan_.y_block;
+    place.x = arena_ + (reach.partner - here_.low) / here_.unit * plan_.x_pixel;
+    place.y = arena_ + plan_.window_reals + j * plan_.y_pixel;
     place.rows = over ? y_ : here_.x;
     place.columns = over ? here_.x : y_;
     place.taps = {k_.begin, lesser(k_.end, reach.count)};
     place.w_row = over ? p.w_out_stride : p.w_in_stride;
     place.w_column = over ? p.w_in_stride : p.w_out_stride;
     place.w_tap = tap_step_[z_] * last.w_tap_stride;
-    place.step = partner_step_[z_] / here_.unit * pixel;
+    place.step = partner_step_[z_] / here_.unit * plan_.x_pixel;
     place.result = result + place.rows.begin * place.w_row + place.columns.begin * place.w_column +
                    reach.tap * last.w_tap_stride;
     if (!plan_.direct) return through_scratch<Real>(place);

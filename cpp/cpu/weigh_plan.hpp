@@ -23,6 +23,7 @@ struct Weighing {
   bool direct = false;  // sums lie side by side in dw, and may be kept there
   bool copies = false;  // sums in scratch are copied to dw around the caches
   int64_t x_block = 0, x_parts = 0, y_block = 0, y_parts = 0;  // channels staged together
+  int64_t x_pixel = 0, y_pixel = 0;  // how far a pixel of all samples is from the next one
   int64_t strips = 0;  // of places along the last axis; 0: it does not fit
   int64_t window = 0, window_reals = 0;  // pixels of a row; room for all rows
 };
@@ -33,7 +34,7 @@ struct WeighPlan : Weighing {
   using L = Lanes<Real>;
   static constexpr bool plain = sizeof(T) == sizeof(Real);
   static constexpr int longest_strip = 32, most_tap_rows = 256;
-  static constexpr int64_t arena_reals = 416 * 1024 / sizeof(Real);
+  static constexpr int64_t arena_reals = 424 * 1024 / sizeof(Real);
   static constexpr int64_t sums_reals = 42 * 1024 / sizeof(Real);
 
   explicit UNSHARED_INLINE WeighPlan(const Problem& p) : Weighing(plan(p)) {}
@@ -111,10 +112,43 @@ struct WeighPlan : Weighing {
            cost(p.in_channels, p.out_channels, p.w_out_stride);
   }
 
+  // The channels of x or dy, and how far they and samples are apart in memory.
+  struct Side {
+    int64_t channels, channel, sample;
+    // Whether those of the next sample go on where those of one end: squares of them do so, too.
+    UNSHARED_INLINE bool goes_on(int64_t block) const {
+      return channel != 1 && sample == block * channel;
+    }
+    // How far samples are apart in scratch if all channels are staged together: whole vectors, if there
+    // is no reason for less.
+    UNSHARED_INLINE int64_t block(bool rows) const {
+      if (channels >= L::count) return rows && goes_on(channels) ? channels : whole(channels);
+      int64_t apart = channel == 1 ? 1 : channels;
+      while (apart < channels) apart *= 2;  // stores that cross lines take longer
+      return apart;
+    }
+    // Lanes that are staged for each sample.
+    UNSHARED_INLINE int64_t lanes(int64_t block) const {
+      return goes_on(block) ? block : whole(block);
+    }
+  };
+  static UNSHARED_INLINE Side x_of(const Problem& p) {
+    return {p.in_channels, p.x_channel_stride, p.x_batch_stride};
+  }
+  static UNSHARED_INLINE Side y_of(const Problem& p) {
+    return {p.out_channels, p.y_channel_stride, p.y_batch_stride};
+  }
+  static UNSHARED_INLINE int64_t whole(int64_t channels) { return padded<Real>(channels); }
+  // All samples of a pixel, the last one in whole vectors.
+  static UNSHARED_INLINE int64_t pixel_of(int64_t samples, int64_t block) {
+    return spaced<Real>(lesser((samples - 1) * block, max_extent) + whole(block));
+  }
+
   static UNSHARED_INLINE Weighing plan(const Problem& p) {
     Weighing w;
     w.over_input = over_inputs(p);
     w.direct = (w.over_input ? p.w_in_stride : p.w_out_stride) == 1;
+    const int64_t x_all = x_of(p).block(!w.over_input), y_all = y_of(p).block(w.over_input);
     const Axis& last = p.axes[p.axis_count - 1];
     const int64_t samples = greater(p.batch, 1), rows = taps_of(p) / last.kernel;  // of the window
     if (rows > most_tap_rows) return {};
@@ -124,12 +158,14 @@ struct WeighPlan : Weighing {
         beyond_caches<T>(p, w.direct ? most_samples_copied_dense : most_samples_copied_around);
     const int64_t room = arena_reals - (w.direct && !w.copies ? 0 : sums_reals);
     const auto fits = [&](int64_t places) {
-      w.x_block = ceil_div(x_vectors, w.x_parts) * L::count;
-      w.y_block = ceil_div(y_vectors, w.y_parts) * L::count;
-      const int64_t pixel = lesser(samples * w.x_block, max_extent);
+      w.x_block = w.x_parts == 1 ? x_all : ceil_div(x_vectors, w.x_parts) * L::count;
+      w.y_block = w.y_parts == 1 ? y_all : ceil_div(y_vectors, w.y_parts) * L::count;
+      w.x_pixel = pixel_of(samples, w.x_block);
+      w.y_pixel = pixel_of(samples, w.y_block);
       w.window = w.kept == Kept::tap ? 1 : window_of(last, false, places);
-      w.window_reals = (w.kept == Kept::window ? rows : 1) * lesser(w.window * pixel, max_extent);
-      return w.window_reals + places * y_factors(w) * samples * w.y_block <= room;
+      w.window_reals =
+          (w.kept == Kept::window ? rows : 1) * lesser(w.window * w.x_pixel, max_extent);
+      return w.window_reals + places * y_factors(w) * w.y_pixel <= room;
     };
     // Vectors of channels staged together, and places: what takes the least time for each place.
     Weighing best;
@@ -195,17 +231,24 @@ struct WeighPlan : Weighing {
     const int64_t fresh = fresh_rows(p, w);
     const int64_t again = w.y_parts == 1 || w.kept == Kept::window ? 1 : fresh;
     const int64_t x = fresh * staging(w.window, p.x_channel_stride, last.x_stride) * w.x_parts *
-                      w.x_block,
+                      x_of(p).lanes(w.x_block),
                   y = staging(places, p.y_channel_stride, last.y_stride) * again * w.x_parts *
-                      w.y_parts * w.y_block;
+                      w.y_parts * y_of(p).lanes(w.y_block);
     const int64_t tile_rows = w.over_input ? w.y_block : w.x_block,
-                  tile_columns = (w.over_input ? w.x_block : w.y_block) / L::count,
+                  tile_columns = ceil_div(w.over_input ? w.x_block : w.y_block, L::count),
                   wide = lesser(tile_columns, weighed_vectors);
     const int64_t tiles = ceil_div(tile_columns, wide) * ceil_div(tile_rows, weighed_rows_of[wide]);
     // A tile of one vector has more to load than to multiply.
     const double tile = 30.0 / static_cast<double>(greater(p.batch, 1)) + (wide == 1 ? 2 : 0);
+    // Parts of columns that end within lines of dw, where those are copied around the caches.
+    const int64_t columns = w.over_input ? p.in_channels : p.out_channels,
+                  parts = w.over_input ? w.x_parts : w.y_parts;
+    const bool broken = w.copies && w.direct && parts > 1 && columns % L::count != 0;
+    const double end = broken ? 60.0 / static_cast<double>(greater(p.batch, 1)) : 0;
     return static_cast<double>(x + y) / static_cast<double>(L::count * places) +
-           tile * static_cast<double>(tiles * w.x_parts * w.y_parts * taps_of(p));
+           tile * static_cast<double>(tiles * w.x_parts * w.y_parts * taps_of(p)) +
+           end * static_cast<double>(parts * (w.over_input ? p.out_channels : p.in_channels) *
+                                     taps_of(p));
   }
 };
 
