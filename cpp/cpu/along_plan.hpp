@@ -40,27 +40,24 @@ UNSHARED_INLINE bool fill_lanes(int64_t cells) {
 }
 
 // Whether weight gradients are of so few pairs of channels that lanes over channels take more time to bring
-// them side by side than to multiply them; fewer, if places leave much of their last vector empty. Measured
-// on Zen 4.
+// them side by side than to multiply them: of fewer, if places leave much of their last vector empty, if
+// lanes over channels write dw as it lies, or if there are samples enough. Measured with 1 to 64 samples.
 template <class T>
 UNSHARED_INLINE bool few_weights(const Problem& p) {
-  constexpr int64_t lanes = Lanes<Moved<T>>::count, few_samples = 8, some_weights = 44 * lanes,
-                    most_weights = 75 * lanes;
-  constexpr int64_t most_apart = lanes > 8 && sizeof(T) == sizeof(Moved<T>) ? 8 : 3;
+  constexpr int64_t lanes = Lanes<Moved<T>>::count;
   const int64_t in = p.in_channels, out = p.out_channels, taps = taps_of(p);
-  const Axis& last = p.axes[p.axis_count - 1];
-  if (Scalar<T>::parts == 2 || taps == 1 || last.stride != 1 || in > 5 || out > 8 * lanes)
-    return false;
-  const int64_t pairs = in * out, weights = lesser(pairs * taps, max_extent);
-  const bool apart = p.y_channel_stride != 1, few = p.batch <= few_samples;
-  const bool filled = fill_lanes<Moved<T>>(last.output);
-  if (weights > (filled ? most_weights : some_weights)) return false;
-  if (in > 1 && p.w_in_stride == 1)
-    return pairs <= (filled ? 6 : 3) * lanes && weights <= 48 * lanes && (apart || few);
-  if (p.w_out_stride != 1 && p.batch < 3 && weights > some_weights) return false;
-  if (apart) return pairs <= (filled ? most_apart : 3) * lanes;
-  if (few) return pairs <= (filled ? 4 : 2) * lanes;
-  return 2 * out <= 3 * lanes && pairs <= (filled ? 3 : 1) * lanes && weights <= 50 * lanes;
+  const bool few_samples = 2 * p.batch <= lanes;
+  const bool direct = (in >= out && p.w_in_stride == 1) || (out >= in && p.w_out_stride == 1);
+  int64_t most = few_samples                 ? (direct ? 16 + 2 * lanes : 24 + 3 * lanes)
+                 : in > out                  ? 2 * lanes
+                 : p.batch <= int64_t{lanes} ? (direct ? 11 : 12) * lanes / 4
+                                             : (direct ? 8 : 10) * lanes / 4;
+  const bool filled = fill_lanes<Moved<T>>(p.axes[p.axis_count - 1].output);
+  if (!few_samples && in <= out && filled && sizeof(T) < sizeof(Moved<T>)) most += lanes;
+  if (taps < 9) most = most * 3 / 2;  // with fewer taps what was staged is used less
+  if (taps > 16 && few_samples) most = most * 2 / 3;
+  if (!filled) most = most * 3 / 4;
+  return lesser(in * out, max_extent) <= most;
 }
 
 template <class T, Face face>
@@ -166,10 +163,12 @@ struct AlongPlan {
   }
   // Whether lanes over channels are filled, and take less time than lanes over places.
   UNSHARED_INLINE bool filled() const {
-    const bool half = 2 * columns() > lanes && !thin();
+    if (thin()) return false;
+    const bool half = 2 * columns() > lanes;
     if (complex) return half && !few_pairs();
-    const bool few = face == Face::grad_weight && few_weights<T>(p);
-    return half_filled() || (half && !few && !brief() && !short_chains());
+    if (face != Face::grad_weight) return half && !short_chains();
+    if (taps_of(p) == 1 || p.axes[p.axis_count - 1].stride != 1) return half && !brief();
+    return !few_weights<T>(p);
   }
   // Whether lanes over channels would spend their time on bringing them side by side: for a few
   // multiplications with each element, and channels that do not lie so.
@@ -223,14 +222,6 @@ struct AlongPlan {
     const bool apart = p.x_channel_stride != 1;
     return face == Face::grad_weight && p.out_channels <= 5 && columns() <= 2 * lanes &&
            p.batch <= lanes / (apart ? 2 : 4);
-  }
-  // Whether weight gradients of as many channels as fill half a vector use what is staged for them so
-  // often that lanes over channels take less time all the same.
-  UNSHARED_INLINE bool half_filled() const {
-    constexpr int64_t many_taps = 20;
-    return face == Face::grad_weight && 2 * columns() == lanes &&
-           4 * lesser(p.in_channels, p.out_channels) > lanes &&
-           taps_of(p) > (p.x_channel_stride == 1 ? 1 : many_taps);
   }
   // Whether chains are so long that gather takes less time for results of as many channels as fill half a
   // vector: long ones, if it must turn their weights. Measured on Zen 4 with 1 to 8 samples.

@@ -79,7 +79,9 @@ const char* patch_declines(const Problem& p) noexcept {
   if (const char* why = patch_unable<T>(p)) return why;
   if (taps_of(p) == 1) return "there is one tap";
   const int64_t n = p.batch, a = p.in_channels, b = p.out_channels, columns = a * taps_of(p);
-  const bool few = Scalar<T>::parts == 2 ? columns < 8 * lanes : few_weights<T>(p);
+  const bool few = Scalar<T>::parts == 2
+                       ? columns < 8 * lanes
+                       : few_weights<T>(p) && lesser(a * b, max_extent) <= (1 + n) * lanes;
   if (few && along_declines<T, Face::grad_weight>(p) == nullptr)
     return "few pairs of channels: lanes run along places";
   if (columns < 64 && n > 2 && p.y_channel_stride != 1)
