@@ -86,6 +86,12 @@ DEFECTS = [
         "int64_t w = static_cast<std::int32_t>(s.begin * p.axes[z_].w_place_stride);",
     ),
     Defect(
+        "grad_input, some places at a time: all of them asked of each piece",
+        "cpp/cpu/gather.hpp",
+        "if (across_.count > 1)",
+        "if (z > 0)",
+    ),
+    Defect(
         "weight gradients: samples taken for neighbours in memory that are not",
         "cpp/cpu/mover.hpp",
         "if (loop[d].memory == lanes * lane_memory && loop[d].scratch == lanes) {",

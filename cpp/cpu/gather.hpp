@@ -143,11 +143,12 @@ class Gather : GatherCell<T, face> {
           n + plan_.rows < p.batch ? plan_.rows * g.small_batch : ahead - n * g.small_batch;
       const Sums sums = sums_of(along_.count, result_along);
       // A cell by itself may read more than there is room for: it is staged in pieces of its chain. A
-      // strip is staged some channels at a time.
+      // strip is staged some channels at a time, or some of its places along an axis across it.
       const int64_t room = plan_.stage_reals / plan_.rows;  // of a sample
       int64_t piece = nest.total();
-      if (!by_input && plan_.summed < g.summed)
-        piece = piece / g.summed * plan_.summed;
+      const int64_t outer = by_input ? nest.loop[loop + plan_.cut].count : g.summed;
+      if (cells > 1 && plan_.outer < plan_.outermost && outer > 0)
+        piece = piece / outer * plan_.outer;
       else if (cells == 1 && plan_.staged)
         piece = greater(1, (room - 2 * line) / (plan_.over_samples ? Plan::planes : reals));
       Pieces pieces(nest, piece);
@@ -181,7 +182,7 @@ class Gather : GatherCell<T, face> {
             if (z > 0) from += w_offset(p.axes[z - 1], across_.first + i, across_.reach[i]);
             if (cells > 1) {
               a += narrow(steps.loop[loop + z], along_, along_.reach[j], spacing_[z].partner);
-              if (z > 0)
+              if (across_.count > 1)
                 a += narrow(steps.loop[loop + z - 1], across_, across_.reach[i],
                             spacing_[z - 1].partner);
             }

@@ -1,5 +1,5 @@
 // Kernel "gather", its plan: which index lanes run over, and how a call is cut into strips of cells,
-// blocks of samples, parts of columns and pieces of the channels summed over. A small model of what
+// blocks of samples, parts of columns and pieces of chains. A small model of what
 // these cost decides; its constants were measured on Zen 4 and on a Xeon of two AVX-512 units,
 // those of 16 registers on Zen 3.
 #pragma once
@@ -47,8 +47,10 @@ struct GatherPlan {
   bool beyond = false;  // whether weights come from memory, not from a cache
   int64_t rows = 1;  // samples of a block
   int64_t wide = 1, high = 1;  // strips: of a row of cells, and of a column of them
-  int64_t summed =
-      1;  // channels staged together: those of forward, first in its chains, can be cut
+  // Of the outermost loop of chains, over channels in forward and over partners along axis `cut` in
+  // grad_input, as many as are staged together, and all there are at most.
+  int64_t outer = 1, outermost = 1;
+  int cut = 0;
   int64_t width = 1, parts = 1;  // columns done together; how many times
   int64_t items = 0;  // strips, times parts
   int64_t whole_lines = 0;  // steps of which a panel uses whole lines of w, if there are such
@@ -68,6 +70,8 @@ struct GatherPlan {
         least_items(least_items_of(problem, call)) {
     taps = taps_of(p);
     terms = g.summed * taps;
+    while (cut < z && p.axes[cut].kernel == 1) ++cut;
+    outermost = !by_input ? g.summed : cut < z ? window_of(p.axes[cut], by_input, 1) : 1;
     turned = turns && g.w_column != 1 && taps <= table_steps && taps_lie_side_by_side(p);
     // Taps outside of channels in w, inside of them in a chain.
     if (!by_input && g.w_column != 1 && g.w_summed == 1 && taps > 1) {
@@ -94,7 +98,7 @@ struct GatherPlan {
     rows = best.rows;
     wide = best.wide;
     high = best.high;
-    summed = best.summed;
+    outer = best.outer;
     cut_columns();
     if (!by_input)
       alike = pieces_alike(lesser(g.summed, stream_steps(vectors, most_vectors) / taps));
@@ -186,7 +190,7 @@ struct GatherPlan {
   struct Cut {
     double cost = 0;
     bool staged = true;
-    int64_t rows = 1, wide = 1, high = 1, summed = 1;
+    int64_t rows = 1, wide = 1, high = 1, outer = 1;
   };
   UNSHARED_INLINE Cut strips(bool samples) const {
     const bool sums_stay = !samples && keeps_sums();
@@ -206,9 +210,9 @@ struct GatherPlan {
         const int64_t down = ceil_div(column, height);
         const int64_t w = ceil_div(row, across), h = ceil_div(column, down), strip = w * h;
         if (strip > most_cells && strip > 1) continue;
-        const auto consider = [&](int64_t summed, int64_t pieces) {
+        const auto consider = [&](int64_t outer, int64_t pieces) {
           const int64_t window =
-              greater(1, window_of_strip(w, h, summed, by_channel && !samples && strip > 1) *
+              greater(1, window_of_strip(w, h, outer, by_channel && !samples && strip > 1) *
                              (samples ? planes : reals));
           int64_t block = stage_reals / (samples ? window : spaced<Real>(window));
           if (!sums_stay) block = lesser(block, sums_reals / (w * L::count));
@@ -219,7 +223,7 @@ struct GatherPlan {
           const int64_t blocks = ceil_div(n, block);
           block =
               samples ? ceil_div(ceil_div(n, L::count), blocks) * L::count : ceil_div(n, blocks);
-          const int64_t run = lesser(run_of_strip(w, h, summed), window);
+          const int64_t run = lesser(run_of_strip(w, h, outer), window);
           const double per_cell = 1 / static_cast<double>(strip);
           // What is staged for each part of the columns that sums have room for.
           const int64_t times =
@@ -248,20 +252,25 @@ struct GatherPlan {
           // weights cost little.
           const bool turns_sums = by_input && g.w_column == 1 && !samples && !sums_stay;
           const double turning = turns_sums ? 48 * static_cast<double>(n * vectors) : 0;
-          const double cost = work + copies * (samples ? 12 : 14) + lines * 5 + turning +
+          // A tile of one vector of samples, where there are more.
+          const bool one = samples && block <= L::count && n > L::count;
+          const double cost = work * (one ? one_vector_cost() : 1) + copies * (samples ? 12 : 14) +
+                              lines * 5 + turning +
                               static_cast<double>(2 * (pieces - 1) * n * vectors) +
                               broken * static_cast<double>(terms * vectors) +
                               static_cast<double>(blocks * pieces) * 200 * per_cell +
                               static_cast<double>(blocks) * weights;
-          if (best.cost == 0 || cost < best.cost) best = {cost, true, block, across, down, summed};
+          if (best.cost == 0 || cost < best.cost) best = {cost, true, block, across, down, outer};
           return blocks > 1;
         };
-        // Some of the channels, if that leaves room for more samples, which then use the weights
+        // Some of the outermost loop, if that leaves room for more samples, which then use the weights
         // while they are at hand.
+        const bool cuts = fetches && strip > 1 && (h == 1 || (!by_input && sums_stay));
+        const int64_t most_pieces = by_input ? outermost : g.summed / least_summed();
         int64_t pieces = 1;
-        while (consider(ceil_div(g.summed, pieces), pieces) && fetches && !by_input && strip > 1 &&
-               (sums_stay || h == 1) && 2 * pieces * least_summed() <= g.summed)
-          pieces *= 2;
+        while (consider(ceil_div(outermost, pieces), pieces) && cuts && pieces < most_pieces &&
+               (by_input || 2 * pieces <= most_pieces))
+          pieces = lesser(2 * pieces, most_pieces);
         if (!fetches) break;  // what is small takes no longer than to look for better
       }
 
@@ -279,7 +288,7 @@ struct GatherPlan {
                         static_cast<double>(n * terms * reals / line) * (near_by ? 2 : 4) +
                         static_cast<double>(blocks) * (weights_cost(false, block) +
                                                        static_cast<double>(terms * vectors) + 200);
-    return cost < best.cost ? Cut{cost, false, block, row, column, g.summed} : best;
+    return cost < best.cost ? Cut{cost, false, block, row, column, outermost} : best;
   }
 
   // How much of what the rows of a tile read in place for a channel, of the weights or of the small tensor,
@@ -325,19 +334,24 @@ struct GatherPlan {
 
   // How many elements of one sample a strip of so many cells reads of the small tensor, at most.
   // padded: with the last axis in whole vectors.
-  UNSHARED_INLINE int64_t window_of_strip(int64_t w, int64_t h, int64_t summed, bool padded) const {
-    int64_t elements = summed;
+  UNSHARED_INLINE int64_t window_of_strip(int64_t w, int64_t h, int64_t outer, bool padded) const {
+    const bool some = by_input && outer < outermost;
+    int64_t elements = by_input ? g.summed : outer;
     for (int s = 0; s <= z; ++s) {
-      const int64_t here = window_of(p.axes[s], by_input, s == z ? w : s == z - 1 ? h : 1);
+      const int64_t here = some && s == cut ? outer
+                                            : window_of(p.axes[s], by_input,
+                                                        s == z       ? w
+                                                        : s == z - 1 ? h
+                                                                     : 1);
       elements = lesser(elements * (padded && s == z ? ceil_div(here, L::count) * L::count : here),
                         max_extent);
     }
     return elements;
   }
   // How many of them lie side by side in memory.
-  UNSHARED_INLINE int64_t run_of_strip(int64_t w, int64_t h, int64_t summed) const {
-    int64_t run = g.small_channel == 1 ? summed * reals : 1;
-    if (summed < g.summed && run > 1) return run;
+  UNSHARED_INLINE int64_t run_of_strip(int64_t w, int64_t h, int64_t outer) const {
+    int64_t run = g.small_channel == 1 ? (by_input ? g.summed : outer) * reals : 1;
+    if (!by_input && outer < g.summed && run > 1) return run;
     for (int s = z; s >= 0 && s >= z - 1; --s) {
       const Axis& axis = p.axes[s];
       if (axis.*g.small_stride * reals != run) break;
