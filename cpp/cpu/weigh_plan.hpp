@@ -123,7 +123,7 @@ struct WeighPlan : Weighing {
     // is no reason for less.
     UNSHARED_INLINE int64_t block(bool rows) const {
       if (channels >= L::count) return rows && goes_on(channels) ? channels : whole(channels);
-      int64_t apart = channel == 1 ? 1 : channels;
+      int64_t apart = channel == 1 ? 1 : greater(channels, 1);
       while (apart < channels) apart *= 2;  // stores that cross lines take longer
       return apart;
     }
