@@ -1,7 +1,6 @@
 // Kernel "gather", its plan: which index lanes run over, and how a call is cut into strips of cells,
-// blocks of samples, parts of columns and pieces of chains. A small model of what
-// these cost decides; its constants were measured on Zen 4 and on a Xeon of two AVX-512 units,
-// those of 16 registers on Zen 3.
+// blocks of samples, parts of columns and pieces of chains. A small model of what these cost decides; its
+// constants were measured on Zen 4 and on a Xeon of two AVX-512 units, those of 16 registers on Zen 3.
 #pragma once
 
 #include "gathering.hpp"
@@ -338,11 +337,8 @@ struct GatherPlan {
     const bool some = by_input && outer < outermost;
     int64_t elements = by_input ? g.summed : outer;
     for (int s = 0; s <= z; ++s) {
-      const int64_t here = some && s == cut ? outer
-                                            : window_of(p.axes[s], by_input,
-                                                        s == z       ? w
-                                                        : s == z - 1 ? h
-                                                                     : 1);
+      const int64_t many = s == z ? w : s == z - 1 ? h : 1;
+      const int64_t here = some && s == cut ? outer : window_of(p.axes[s], by_input, many);
       elements = lesser(elements * (padded && s == z ? ceil_div(here, L::count) * L::count : here),
                         max_extent);
     }
