@@ -46,13 +46,15 @@ template <class T>
 UNSHARED_INLINE bool few_weights(const Problem& p) {
   constexpr int64_t lanes = Lanes<Moved<T>>::count;
   const int64_t in = p.in_channels, out = p.out_channels, taps = taps_of(p);
+  const Axis& last = p.axes[p.axis_count - 1];
+  if (taps == 1 || last.stride != 1) return false;  // not measured
   const bool few_samples = 2 * p.batch <= lanes;
   const bool direct = (in >= out && p.w_in_stride == 1) || (out >= in && p.w_out_stride == 1);
   int64_t most = few_samples                 ? (direct ? 16 + 2 * lanes : 24 + 3 * lanes)
                  : in > out                  ? 2 * lanes
                  : p.batch <= int64_t{lanes} ? (direct ? 11 : 12) * lanes / 4
                                              : (direct ? 8 : 10) * lanes / 4;
-  const bool filled = fill_lanes<Moved<T>>(p.axes[p.axis_count - 1].output);
+  const bool filled = fill_lanes<Moved<T>>(last.output);
   if (!few_samples && in <= out && filled && sizeof(T) < sizeof(Moved<T>)) most += lanes;
   if (taps < 9) most = most * 3 / 2;  // with fewer taps what was staged is used less
   if (taps > 16 && few_samples) most = most * 2 / 3;
@@ -199,7 +201,7 @@ struct AlongPlan {
   // more time all the same. Measured on Zen 4.
   UNSHARED_INLINE bool short_chains() const {
     constexpr int64_t few_samples = lanes / 2, fewer_samples = 3, few_products = 64 * lanes;
-    if (face == Face::grad_weight || p.batch > few_samples) return false;
+    if (p.batch > few_samples) return false;
     const int64_t summed = by_input ? p.out_channels : p.in_channels, taps = taps_of(p);
     const Axis& last = p.axes[p.axis_count - 1];
     if (last.stride != 1 || (taps == 1 && !fill_lanes<Real>(cells(last)))) return false;
@@ -220,8 +222,7 @@ struct AlongPlan {
   // place take no longer than to begin them. Measured on Zen 4.
   UNSHARED_INLINE bool brief() const {
     const bool apart = p.x_channel_stride != 1;
-    return face == Face::grad_weight && p.out_channels <= 5 && columns() <= 2 * lanes &&
-           p.batch <= lanes / (apart ? 2 : 4);
+    return p.out_channels <= 5 && columns() <= 2 * lanes && p.batch <= lanes / (apart ? 2 : 4);
   }
   // Whether chains are so long that gather takes less time for results of as many channels as fill half a
   // vector: long ones, if it must turn their weights. Measured on Zen 4 with 1 to 8 samples.

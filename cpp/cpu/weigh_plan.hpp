@@ -122,14 +122,15 @@ struct WeighPlan : Weighing {
     // How far samples are apart in scratch if all channels are staged together: whole vectors, if there
     // is no reason for less.
     UNSHARED_INLINE int64_t block(bool rows) const {
-      if (channels >= L::count) return rows && goes_on(channels) ? channels : whole(channels);
+      if (channels >= L::count)
+        return rows && goes_on(channels) ? channels : padded<Real>(channels);
       int64_t apart = channel == 1 ? 1 : greater(channels, 1);
       while (apart < channels) apart *= 2;  // stores that cross lines take longer
       return apart;
     }
     // Lanes that are staged for each sample.
     UNSHARED_INLINE int64_t lanes(int64_t block) const {
-      return goes_on(block) ? block : whole(block);
+      return goes_on(block) ? block : padded<Real>(block);
     }
   };
   static UNSHARED_INLINE Side x_of(const Problem& p) {
@@ -138,10 +139,9 @@ struct WeighPlan : Weighing {
   static UNSHARED_INLINE Side y_of(const Problem& p) {
     return {p.out_channels, p.y_channel_stride, p.y_batch_stride};
   }
-  static UNSHARED_INLINE int64_t whole(int64_t channels) { return padded<Real>(channels); }
   // All samples of a pixel, the last one in whole vectors.
   static UNSHARED_INLINE int64_t pixel_of(int64_t samples, int64_t block) {
-    return spaced<Real>(lesser((samples - 1) * block, max_extent) + whole(block));
+    return spaced<Real>(lesser((samples - 1) * block, max_extent) + padded<Real>(block));
   }
 
   static UNSHARED_INLINE Weighing plan(const Problem& p) {
