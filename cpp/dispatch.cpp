@@ -2,10 +2,13 @@
 // process, capped by UNSHARED_ISA), dtype and face. The rest of what run() does is the check of
 // pointers, which a Problem cannot know.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <string>
+#include <vector>
 
 #include "default_floats.hpp"
 #include "footprint.hpp"
@@ -17,52 +20,50 @@
 #define UNSHARED_VERSION "0.0.0"
 #endif
 
-// The table of a level, of what is compiled width by width (cpu/kernels.cpp).
-#define UNSHARED_DEFINE_LEVEL(level)                   \
-  void fill_##level##_narrow(KernelTable&) noexcept;   \
-  void fill_##level##_wide(KernelTable&) noexcept;     \
-  const KernelTable& kernel_table_##level() noexcept { \
-    static const KernelTable table = [] {              \
-      KernelTable t{#level, {}, {}};                   \
-      fill_##level##_narrow(t);                        \
-      fill_##level##_wide(t);                          \
-      return t;                                        \
-    }();                                               \
-    return table;                                      \
-  }
+// UNSHARED_LEVELS is UNSHARED_LEVEL(v2) UNSHARED_LEVEL(v3) ...: what was compiled, ascending
+// (CMakeLists.txt).
+#if defined(__x86_64__)
+#define UNSHARED_USABLE(level) (__builtin_cpu_supports("x86-64-" #level) != 0)
+#else
+#define UNSHARED_USABLE(level) true
+#endif
 
 namespace unshared {
 
-#if defined(__x86_64__)
-UNSHARED_DEFINE_LEVEL(v2)
-UNSHARED_DEFINE_LEVEL(v3)
-UNSHARED_DEFINE_LEVEL(v4)
-#elif defined(__aarch64__)
-UNSHARED_DEFINE_LEVEL(neon)
-#else
-UNSHARED_DEFINE_LEVEL(baseline)
-#endif
+// Each level is compiled width by width (cpu/kernels.cpp).
+#define UNSHARED_LEVEL(level)                        \
+  void fill_##level##_narrow(KernelTable&) noexcept; \
+  void fill_##level##_wide(KernelTable&) noexcept;
+UNSHARED_LEVELS
+#undef UNSHARED_LEVEL
 
 namespace {
 
 struct Level {
   const char* name;
-  const KernelTable& (*table)() noexcept;
+  void (*fill_narrow)(KernelTable&) noexcept;
+  void (*fill_wide)(KernelTable&) noexcept;
   bool (*usable)();
 };
 
-// Ascending: the last usable one is taken.
-constexpr Level levels[] = {
-#if defined(__x86_64__)
-    {"v2", kernel_table_v2, [] { return __builtin_cpu_supports("x86-64-v2") != 0; }},
-    {"v3", kernel_table_v3, [] { return __builtin_cpu_supports("x86-64-v3") != 0; }},
-    {"v4", kernel_table_v4, [] { return __builtin_cpu_supports("x86-64-v4") != 0; }},
-#elif defined(__aarch64__)
-    {"neon", kernel_table_neon, [] { return true; }},
-#else
-    {"baseline", kernel_table_baseline, [] { return true; }},
-#endif
-};
+// The last usable one is taken.
+#define UNSHARED_LEVEL(level) \
+  {#level, fill_##level##_narrow, fill_##level##_wide, [] { return UNSHARED_USABLE(level); }},
+constexpr Level levels[] = {UNSHARED_LEVELS};
+#undef UNSHARED_LEVEL
+
+const KernelTable& table_of(const Level& level) {
+  static const auto tables = [] {
+    std::array<KernelTable, std::size(levels)> all{};
+    for (std::size_t i = 0; i < std::size(levels); ++i) {
+      all[i].level = levels[i].name;
+      levels[i].fill_narrow(all[i]);
+      levels[i].fill_wide(all[i]);
+    }
+    return all;
+  }();
+  return tables[static_cast<std::size_t>(&level - levels)];
+}
 
 // nullptr if this machine lacks even the lowest level. An unknown UNSHARED_ISA caps nothing.
 const Level* choose_level() {
@@ -137,10 +138,17 @@ void check_pointers(const Problem& problem, const Call& call) {
 }  // namespace
 
 const KernelTable& kernel_table() {
-  if (const Level* level = level_in_use()) return level->table();
+  if (const Level* level = level_in_use()) return table_of(*level);
   throw Error(Error::Kind::unsupported, "build_info", "processor",
               "the instruction set of level " + std::string(levels[0].name),
               "a processor without it");
+}
+
+std::vector<const KernelTable*> usable_kernel_tables() {
+  std::vector<const KernelTable*> tables;
+  for (const Level& level : levels)
+    if (level.usable()) tables.push_back(&table_of(level));
+  return tables;
 }
 
 void run(const Problem& problem, const Call& call) {

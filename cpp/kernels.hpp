@@ -3,6 +3,8 @@
 // every list and never declines.
 #pragma once
 
+#include <vector>
+
 #include "unshared.hpp"
 
 namespace unshared {
@@ -31,13 +33,8 @@ struct KernelTable {
 // The table of the instruction set in use.
 const KernelTable& kernel_table();
 
-// One per instruction set the build made (CMakeLists.txt), and one per device.
-#define UNSHARED_DECLARE_LEVEL(level) const KernelTable& kernel_table_##level() noexcept
-UNSHARED_DECLARE_LEVEL(v2);
-UNSHARED_DECLARE_LEVEL(v3);
-UNSHARED_DECLARE_LEVEL(v4);
-UNSHARED_DECLARE_LEVEL(neon);
-UNSHARED_DECLARE_LEVEL(baseline);
+// Of every instruction set that was compiled and this machine can run, lowest first.
+std::vector<const KernelTable*> usable_kernel_tables();
 
 // The CUDA backend (cuda/). A build without CUDA has the table, too, so that it can be explained;
 // its kernels do nothing and are never run.

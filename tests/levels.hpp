@@ -1,4 +1,4 @@
-// The instruction sets whose kernels this machine can run, lowest first.
+// The kernels of every instruction set that this machine can run, lowest first.
 #pragma once
 
 #include <vector>
@@ -7,17 +7,9 @@
 
 namespace unshared {
 
-inline std::vector<const KernelTable*> levels() {
-#if defined(__x86_64__)
-  std::vector<const KernelTable*> all{&kernel_table_v2()};
-  if (__builtin_cpu_supports("x86-64-v3")) all.push_back(&kernel_table_v3());
-  if (__builtin_cpu_supports("x86-64-v4")) all.push_back(&kernel_table_v4());
+inline const std::vector<const KernelTable*>& levels() {
+  static const std::vector<const KernelTable*> all = usable_kernel_tables();
   return all;
-#elif defined(__aarch64__)
-  return {&kernel_table_neon()};
-#else
-  return {&kernel_table_baseline()};
-#endif
 }
 
 inline const Kernel* list_of(const KernelTable& level, DType dtype, Face face) {

@@ -1,7 +1,8 @@
 """Do the tests bite? Plants one defect after the other in a copy of the sources, runs the tests.
 
-Usage: python tests/seeded_defects.py [part of a name ...]. Needs what `make test` installs; takes a
-minute or two for each defect, so it is not part of it. A defect that survives, or that no longer
+Usage: python tests/seeded_defects.py [part of a name ...]. Needs what `make test` installs; takes
+minutes for each defect in a kernel, so it is not part of it. Kernels are compiled for the lowest
+and the highest instruction set of this machine, at -O2. A defect that survives, or that no longer
 applies to the sources, makes this program fail. Defects in CUDA kernels ("CUDA: ...") are for the
 tests that run these in the emulator (tests/emulator/), and are shown to those alone.
 """
@@ -14,6 +15,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import unshared
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,8 +175,8 @@ DEFECTS = [
     Defect(
         "a weight whose tap falls into padding multiplied, turned in registers",
         "cpp/cpu/turned.hpp",
-        "(!decltype(gaps)::value || t.a_step[s + i] != Turned<T>::gap))",
-        "true)",
+        "if (gaps && t.a_step[step] == Turned<T>::gap) return;",
+        "if (gaps && t.a_step[step] == Turned<T>::gap) step = 0;",
     ),
     Defect(
         "a table of steps taken for one of positions in memory",
@@ -286,8 +289,8 @@ DEFECTS = [
     Defect(
         "steps that the last piece of turned weights shares with the one before, added twice",
         "cpp/cpu/turned.hpp",
-        "add_all(v, static_cast<int>(done), piece);",
-        "add_all(v, 0, piece);",
+        "if (i >= done && s + i < steps) add(",
+        "if (s + i < steps) add(",
     ),
     Defect(
         "the last piece of what is turned while it is staged stands where it does not belong",
@@ -499,6 +502,7 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.tree = folder / "tree"
         self.site = folder / "site"
+        self.levels = unshared.build_info()["isa_usable"]
         ignore = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "__pycache__")
         shutil.copytree(ROOT, self.tree, ignore=ignore)
 
@@ -515,11 +519,17 @@ class Copy:
         """
         tests = sorted((self.tree / "tests").glob("test_*.cpp"))
         emulated = [test.stem for test in tests if "emulator/" in test.read_text()]
+        options = {
+            "UNSHARED_CUDA": "OFF",
+            "UNSHARED_LEVELS": f"{self.levels[0]};{self.levels[-1]}",
+            "CMAKE_CXX_FLAGS_RELEASE": "-O2 -DNDEBUG",
+        }
         build = ["cmake", "-G", "Ninja", "-S", ".", "-B", "build/cpp", "-DUNSHARED_TESTS=ON"]
-        self.run([*build, "-DUNSHARED_CUDA=OFF"], ["cmake", "--build", "build/cpp"])
+        defined = [f"-D{name}={value}" for name, value in options.items()]
+        self.run([*build, *defined], ["cmake", "--build", "build/cpp"])
         run = ["ctest", "--test-dir", "build/cpp", "--no-tests=error", "--timeout", "900"]
         some = ["-R", f"^({'|'.join(emulated)})$"] if cuda else []
-        code, text = output([*run, *some], self.tree)
+        code, text = output([*run, "--parallel", "2", "--stop-on-failure", *some], self.tree)
         listed = text.partition("tests FAILED:")[2].splitlines()
         failed = [line.split()[2] for line in listed if " - " in line]
         if failed or (cuda and code == 0):
@@ -529,7 +539,8 @@ class Copy:
 
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         quick = ["--no-deps", "--no-build-isolation", "--upgrade", "--target", self.site]
-        self.run([*pip, *quick, "--config-settings=build-dir=build/wheel", "."])
+        defined = [f"--config-settings=cmake.define.{n}={value}" for n, value in options.items()]
+        self.run([*pip, *quick, *defined, "--config-settings=build-dir=build/wheel", "."])
         code, text = output(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"],
             self.tree,

@@ -28,7 +28,7 @@ const Kernel& reference_of(const KernelTable& level, DType dtype, Face face) {
 
 template <class T>
 void compare_all(const Problem& problem, DType dtype, Face face, std::set<std::string>& compared) {
-  static const std::vector<const KernelTable*> all = levels();  // the first defines the others
+  const std::vector<const KernelTable*>& all = levels();  // the first defines the others
   const Seat result_seat = result_of(face);
   const Seat first_seat = face == Face::grad_input ? Seat::y : Seat::x;
   const Seat second_seat = face == Face::grad_weight ? Seat::y : Seat::w;
