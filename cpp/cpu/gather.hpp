@@ -187,7 +187,7 @@ class Gather : GatherCell<T, face> {
                             spacing_[z - 1].partner);
             }
             if (plan_.over_samples)
-              this->over_samples(steps, a, from, w_next, c, sums.row, from_zero, n == 0);
+              this->over_samples(steps, a, from, w_next, c, sums.row, from_zero);
             else
               this->over_columns(steps, a, row, from, w_next, c, sums.row, from_zero, n == 0);
           }

@@ -159,14 +159,15 @@ class GatherCell {
     if (done < rows_) micro_rows<false>(rest, rows_ - done, vectors, ahead_, near_lines());
   }
 
-  // Rows: the weights of columns, broadcast; vectors: samples.
+  // Rows: the weights of columns, broadcast; vectors: samples. Weights are asked for by every block of
+  // samples: what the one before brought may have left its cache.
   UNSHARED_INLINE void over_samples(const Nest& nest, const Real* b, const T* w, int64_t w_next,
-                                    Real* c, int64_t c_row, bool from_zero, bool fresh) {
+                                    Real* c, int64_t c_row, bool from_zero) {
     const int64_t vectors = ceil_div(rows_, L::count);
     // Of half types, columns of whole tiles at a time are widened, for which there must be room.
     const int64_t room = stage_ + scratch_reals - panel_;
     const int64_t tile = ceil_div(columns_, tiles_of(columns_, static_cast<int>(vectors)));
-    const bool ask = fresh && plan_.fetches, many = plain && many_columns();
+    const bool ask = plan_.fetches, many = plain && many_columns();
     Pieces pieces(nest, !plain       ? lesser(table_steps, room / tile)
                         : reals == 2 ? complex_steps
                                      : table_steps);

@@ -66,6 +66,12 @@ struct Box {
   }
 };
 
+// Where the columns of a square stand in scratch, if all are as far apart.
+struct Evenly {
+  int64_t apart;
+  UNSHARED_INLINE int64_t operator()(int64_t column) const { return column * apart; }
+};
+
 // Whether elements have lanes of their own: not those of two doubles, which are moved as doubles.
 template <class T>
 inline constexpr bool has_lanes = !std::is_same_v<T, Complex<double>>;
@@ -182,11 +188,10 @@ struct Mover {
     constexpr int piece = Stored<Real>::piece;
     const int64_t from = lesser(j, greater(0, count - L::count)),
                   last = lesser(L::count, count) - 1;
-    for (int64_t l = 0; l < lanes; l += piece) {
+    const auto turn = [&](int64_t l, const auto& column) __attribute__((always_inline)) {
       typename L::Vector v[piece];
-      L::template turn<1>(v, [&](int i, int) __attribute__((always_inline)) {
-        return L::load_piece(scratch + place(from + lesser(i, last)) + l);
-      });
+      L::template turn<1>(
+          v, [&](int i, int) __attribute__((always_inline)) { return L::load_piece(column(i)); });
 #pragma GCC unroll 4
       for (int i = 0; i < piece; ++i) {
         if (l + i >= lanes) break;
@@ -196,7 +201,17 @@ struct Mover {
         else
           S::store_part(row, v[i], static_cast<int>(last + 1));
       }
-    }
+    };
+    if constexpr (std::is_same_v<decltype(place), const Evenly&>)
+      if (last + 1 == L::count) {
+        LanesApart<Real, L::count> column(scratch + place(from), place.apart);
+        for (int64_t l = 0; l < lanes; l += piece, column.move(piece)) turn(l, column);
+        return;
+      }
+    for (int64_t l = 0; l < lanes; l += piece)
+      turn(l, [&](int i) __attribute__((always_inline)) {
+        return scratch + place(from + lesser(i, last)) + l;
+      });
   }
   // Out of scratch: fewer columns than a vector has, a piece of them at a time.
   static UNSHARED_INLINE void narrow(Memory* memory, int64_t lane_memory, int64_t lanes,
@@ -319,7 +334,7 @@ struct Mover {
   // `fast`: the innermost loop; the others outside of it in their order.
   static UNSHARED_INLINE void move(const Box& box, const Box::Loop& fast, bool squares,
                                    Memory* memory, Scratch* scratch, int64_t ahead) {
-    const auto place = [&](int64_t j) __attribute__((always_inline)) { return j * fast.scratch; };
+    const Evenly place{fast.scratch};
     int64_t at[max_axes + 3] = {};
     for (;;) {
       if (squares && fast.count == box.lane_memory && fast.count <= 4) {
