@@ -1,8 +1,14 @@
 #include "ceilings.hpp"
 
+#include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <vector>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "kernels.hpp"
 #include "threads.hpp"
@@ -22,11 +28,28 @@ struct Spin {
 };
 
 struct Sweep {
-  const std::uint64_t* data;
-  std::int64_t item;  // words of one item
+  void (*read)(const float* from, std::int64_t count) noexcept;
+  const float* data;
+  std::int64_t item;  // floats of one item
 };
 
-volatile std::uint64_t sink;
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+
+// In large pages, if the system gives them to those who ask: NumPy asks for them, too.
+Floats ones(std::int64_t count) {
+  constexpr std::size_t large = 2 * 1024 * 1024;
+  const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(float);
+  Floats all(static_cast<float*>(std::aligned_alloc(large, bytes)));
+  if (!all) throw std::bad_alloc();
+#if defined(__linux__)
+  madvise(all.get(), bytes, MADV_HUGEPAGE);
+#endif
+  std::fill_n(all.get(), count, 1.0f);
+  return all;
+}
 
 }  // namespace
 
@@ -51,22 +74,20 @@ double measure_flops(DType dtype, int threads) {
 }
 
 double measure_bandwidth(int threads) {
-  constexpr std::int64_t words = 256 * 1024 * 1024 / 8, item = 1024 * 1024 / 8;
-  const std::vector<std::uint64_t> data(static_cast<std::size_t>(words), 1);
-  const Sweep sweep{data.data(), item};
+  constexpr std::int64_t count = 256 * 1024 * 1024 / sizeof(float),
+                         item = 1024 * 1024 / sizeof(float);
+  const Floats data = ones(count);
+  const Sweep sweep{kernel_table().read, data.get(), item};
   const Body body = [](const void* context, Work& work) noexcept {
     const Sweep& s = *static_cast<const Sweep*>(context);
-    std::uint64_t sum[8] = {};
     while (work.next())
-      for (std::int64_t at = work.begin * s.item; at < work.end * s.item; at += 8)
-        for (int j = 0; j < 8; ++j) sum[j] += s.data[at + j];
-    for (std::uint64_t part : sum) sink = part;
+      for (std::int64_t i = work.begin; i < work.end; ++i) s.read(s.data + i * s.item, s.item);
   };
   double best = 0;
   for (int attempt = 0; attempt < 8; ++attempt) {
     const auto start = Clock::now();
-    parallel(words / item, 1, threads, body, &sweep);
-    const double rate = static_cast<double>(words) * 8 / seconds_since(start);
+    parallel(count / item, 1, threads, body, &sweep);
+    const double rate = static_cast<double>(count) * sizeof(float) / seconds_since(start);
     best = rate > best ? rate : best;
   }
   return best;

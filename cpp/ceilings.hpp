@@ -12,7 +12,8 @@ namespace unshared {
 UNSHARED_API double measure_flops(DType dtype, int threads);
 
 // Bytes per second read from memory by `threads` workers from an array of 256 MiB, allocated for the
-// occasion: far larger than the caches, but for the last one of some servers. Takes some 0.3 s.
+// occasion, in large pages where there are such: far larger than the caches, but for the last one of some
+// servers. Takes some 0.3 s.
 UNSHARED_API double measure_bandwidth(int threads);
 
 }  // namespace unshared

@@ -26,8 +26,9 @@ struct KernelTable {
   const char* level;  // the instruction set these kernels were compiled for
   Kernel list[dtype_count][face_count]
              [kernels_per_list];  // ends at the first kernel without a name
-  // For ceilings.hpp, of every dtype; returns the operations done.
+  // For ceilings.hpp: of every dtype, returns the operations done; floats of aligned lines.
   double (*multiply_add[dtype_count])(std::int64_t rounds) noexcept;
+  void (*read)(const float* from, std::int64_t count) noexcept;
 };
 
 // The table of the instruction set in use.

@@ -197,6 +197,7 @@ constexpr bool wide(std::size_t size) { return !narrow(size); }
 }  // namespace
 
 void UNSHARED_FILL(UNSHARED_ISA, UNSHARED_WIDTH)(KernelTable& table) noexcept {
+  table.read = read_floats;
   for (int d = 0; d < dtype_count; ++d)
     visit(static_cast<DType>(d), [&](auto type) {
       using T = typename decltype(type)::type;

@@ -1,5 +1,5 @@
-// Multiply-adds that never leave the registers: what the FMA peak of a level is measured with
-// (ceilings.hpp).
+// What the ceilings of a level are measured with (ceilings.hpp): multiply-adds that never leave the registers,
+// and loads of whole vectors.
 #pragma once
 
 #include "lanes.hpp"
@@ -36,6 +36,31 @@ double multiply_add_rounds(std::int64_t rounds) noexcept {
   __asm__ volatile("" : : "m"(sum));
   return 2.0 * chains * static_cast<double>(rounds);
 #endif
+}
+
+// Reads so many floats, whole lines of them. By vectors: with four or eight loads a line, fewer lines are on
+// their way at a time.
+void read_floats(const float* from, std::int64_t count) noexcept {
+  constexpr int line = 16;
+#if defined(UNSHARED_LANES)
+  using L = Lanes<float>;
+  constexpr int width = L::count;
+  typename L::Vector sum[line / width];
+  for (auto& one : sum) one = L::zero();
+  const auto add = [](auto& one, const float* at) {
+    const auto v = L::load(at);
+    one = L::chain(v, v, one);
+  };
+#else
+  using Vector [[gnu::vector_size(16)]] = float;
+  constexpr int width = 4;
+  Vector sum[line / width] = {};
+  const auto add = [](auto& one, const float* at) { one += *reinterpret_cast<const Vector*>(at); };
+#endif
+  for (std::int64_t j = 0; j < count; j += line)
+#pragma GCC unroll 4
+    for (int v = 0; v < line / width; ++v) add(sum[v], from + j + v * width);
+  __asm__ volatile("" : : "m"(sum));
 }
 
 }  // namespace
