@@ -28,7 +28,7 @@ struct KernelTable {
              [kernels_per_list];  // ends at the first kernel without a name
   // For ceilings.hpp: of every dtype, returns the operations done; floats of aligned lines.
   double (*multiply_add[dtype_count])(std::int64_t rounds) noexcept;
-  void (*read)(const float* from, std::int64_t count) noexcept;
+  void (*read)(const float* from, std::int64_t count) noexcept = nullptr;
 };
 
 // The table of the instruction set in use.
